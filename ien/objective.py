@@ -1,0 +1,255 @@
+"""What is minimised, term by term?
+
+    total = classification + beta · Σ_l w_l · term(f_l(x), g⁻¹ · f_l(g·x))          (arXiv 2111.14157)
+
+`classification` is the mean cross-entropy over both views; f_l is the channel-max-pooled feature map of tap l; `term`
+is the mean squared difference (as published) or a relative one. A resampled element is compared inside the inscribed disc.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ien.errors import InputError
+from ien.groups import Group, Run, square_side
+
+log = logging.getLogger("ien")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which images of a batch have a second view, and which element each takes.
+
+    The first images of the batch have one, sorted into `runs` of equal elements. A batch may be one share of a `whole`
+    one, dealt out image by image to `shares` processes or accumulation steps; and then holds its part of every run.
+    """
+
+    images: int
+    runs: tuple[Run, ...]
+    whole_images: int
+    whole_runs: tuple[Run, ...]
+    shares: int = 1
+
+    @classmethod
+    def plan(
+        cls,
+        group: Group,
+        images: int,
+        second_views: float = 1.0,
+        start: int = 0,
+        share: int = 0,
+        shares: int = 1,
+    ) -> Views:
+        """The views of share `share` of a batch of `images`, of which the part `second_views` is seen twice.
+
+        `start` counts the second views of all batches before, so that the elements are dealt out evenly over a run.
+        """
+        whole = group.in_turn(round(second_views * images), start)
+        return cls(_dealt(images, share, shares), _share_of(whole, share, shares), images, whole, shares)
+
+    @property
+    def second(self) -> int:
+        """How many images of this share have a second view."""
+        return sum(count for _, count in self.runs)
+
+    @property
+    def whole_second(self) -> int:
+        return sum(count for _, count in self.whole_runs)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Every quantity of one batch under its own name, as a mean, and over how many images of the whole batch it is one.
+
+    The means of a share are scaled so that their average over all shares is the mean over the whole batch. `total` is
+    what is minimised. Names: classification, accuracy, accuracy_second_view, equivariance, and for each tap
+    equivariance/<tap> and power/<tap> (the mean square of the reference view's pooled features).
+    """
+
+    total: Tensor
+    means: dict[str, Tensor]
+    counts: dict[str, int]
+
+
+class EquivariantObjective:
+    """The objective of implicit equivariance.
+
+    `loss` is `mse` (published) or `relative`; `tap_weights` gives the weight of taps that do not have weight 1;
+    `stop_gradient` pulls the second view alone towards the first.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        beta_weight: float = 1.0,
+        loss: str = "mse",
+        tap_weights: Mapping[str, float] | None = None,
+        stop_gradient: bool = False,
+    ):
+        if loss not in TERMS:
+            raise InputError(f"loss {loss!r} is unknown; take one of {', '.join(TERMS)}")
+        self.group, self.beta_weight, self.loss = group, beta_weight, loss
+        self.tap_weights, self.stop_gradient = dict(tap_weights or {}), stop_gradient
+        self._told: set[str] = set()
+
+    def both_views(self, images: Tensor, views: Views) -> Tensor:
+        """[images; g·images]: (B, C, S, S) → (B + second, C, S, S)."""
+        if not views.second:
+            return images
+        return torch.cat((images, self.group.act_in_runs(images[: views.second], views.runs)))
+
+    def __call__(
+        self,
+        logits: Tensor,
+        maps: Mapping[str, Tensor],
+        labels: Tensor,
+        views: Views,
+        beta: float | None = None,
+    ) -> Terms:
+        """The terms of one pass over `both_views`: logits (B + second, K), maps (B + second, C, S, S), labels (B,).
+
+        `beta` replaces `beta_weight` for this batch (a warm-up).
+        """
+        beta = self.beta_weight if beta is None else beta
+        self._check_weights(maps)
+        means, counts = _classification(logits, labels, views)
+        penalty = torch.zeros((), device=logits.device)
+        for name, tap in maps.items():
+            means[f"power/{name}"] = tap[: views.images].detach().float().square().mean()
+            counts[f"power/{name}"] = views.whole_images
+            compared = self._compared(name, tap, views.whole_runs)
+            if not compared:
+                continue
+            term = self._equivariance(tap if beta else tap.detach(), views) * (views.shares / compared)
+            means[f"equivariance/{name}"], counts[f"equivariance/{name}"] = term.detach(), compared
+            penalty = penalty + self.tap_weights.get(name, 1.0) * term
+        if views.whole_second:
+            means["equivariance"], counts["equivariance"] = penalty.detach(), views.whole_second
+        total = means["classification"] + beta * penalty if beta else means["classification"]
+        return Terms(total, {name: mean.detach() for name, mean in means.items()}, counts)
+
+    def _equivariance(self, tap: Tensor, views: Views) -> Tensor:
+        """The sum over this share's compared images of one tap's term."""
+        reference, moved = tap[: views.second], tap[views.images :]
+        back = self.group.act_in_runs(moved, views.runs, inverse=True)
+        if self.stop_gradient:
+            reference = reference.detach()
+        side, device = square_side(tap), tap.device
+        total = torch.zeros((), device=device)
+        start = 0
+        for disc, count in _by_disc(self.group, views.runs, side, device):
+            part = slice(start, start + count)
+            if disc is None or disc.pixels:
+                total = total + TERMS[self.loss](reference[part], back[part], disc)
+            start += count
+        return total
+
+    def _compared(self, name: str, tap: Tensor, runs: tuple[Run, ...]) -> int:
+        """How many images of the whole batch this tap can compare; says once which elements it cannot."""
+        side = square_side(tap)
+        left_out = [element for element, _ in runs if not self.group.comparable(element, side)]
+        if left_out and name not in self._told:
+            self._told.add(name)
+            log.warning(
+                "%s: its %d×%d maps are too small to be compared under %s; left out of the loss",
+                name, side, side, ", ".join(map(str, left_out)),
+            )  # fmt: skip
+        return sum(count for element, count in runs if self.group.comparable(element, side))
+
+    def _check_weights(self, maps: Mapping[str, Tensor]) -> None:
+        for name in self.tap_weights:
+            if name not in maps:
+                near = difflib.get_close_matches(name, list(maps), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"tap_weights names {name!r}, but the taps are {', '.join(maps)}{hint}")
+
+
+@dataclass(frozen=True)
+class Disc:
+    """The pixels that are compared: a mask (S, S), and how many they are."""
+
+    mask: Tensor
+    pixels: int
+
+
+def mean_square(reference: Tensor, back: Tensor, disc: Disc | None) -> Tensor:
+    """Σ over images of the mean over channels and compared pixels of (reference - back)²; maps (B, C, S, S)."""
+    square = (reference - back).float().square()
+    if disc is None:
+        return square.sum() / square[0].numel()
+    return (square.sum(dim=1) * disc.mask).sum() / (square.shape[1] * disc.pixels)
+
+
+def relative_square(reference: Tensor, back: Tensor, disc: Disc | None) -> Tensor:
+    """Σ over images of ‖reference - back‖² / (½‖reference‖² + ½‖back‖²), over compared pixels: blind to scale.
+
+    0 for maps that agree, 2 for maps that are orthogonal. The denominator has its gradient: the term cannot be lowered
+    by shrinking the features.
+    """
+
+    def power(maps: Tensor) -> Tensor:
+        square = maps.float().square().sum(dim=1)
+        return (square if disc is None else square * disc.mask).sum(dim=(-2, -1))
+
+    size = 0.5 * (power(reference) + power(back))
+    return (power(reference - back) / (size + 1e-12)).sum()
+
+
+TERMS: dict[str, Callable[[Tensor, Tensor, Disc | None], Tensor]] = {
+    "mse": mean_square,
+    "relative": relative_square,
+}
+
+
+def warmed_up(beta_weight: float, epochs: float, warmup_epochs: float) -> float:
+    """Beta after `epochs` epochs: it rises linearly from 0 over the first `warmup_epochs`."""
+    return beta_weight * min(1.0, epochs / warmup_epochs) if warmup_epochs else beta_weight
+
+
+def _classification(logits: Tensor, labels: Tensor, views: Views) -> tuple[dict[str, Tensor], dict[str, int]]:
+    both = torch.cat((labels, labels[: views.second])) if views.second else labels
+    right = (logits.detach().argmax(dim=1) == both).float()
+    counts = {"classification": views.whole_images + views.whole_second, "accuracy": views.whole_images}
+    sums = {
+        "classification": F.cross_entropy(logits.float(), both, reduction="sum"),
+        "accuracy": right[: views.images].sum(),
+    }
+    if views.whole_second:
+        counts["accuracy_second_view"] = views.whole_second
+        sums["accuracy_second_view"] = right[views.images :].sum()
+    return {name: total * (views.shares / counts[name]) for name, total in sums.items()}, counts
+
+
+def _by_disc(group: Group, runs: tuple[Run, ...], side: int, device: torch.device) -> list[tuple[Disc | None, int]]:
+    """Neighbouring runs that are compared over the same pixels: (those pixels, how many images)."""
+    parts: list[tuple[Disc | None, int]] = []
+    whole_square: list[bool] = []
+    for element, count in runs:
+        mask = group.visible(element, side, device)
+        if whole_square and whole_square[-1] == (mask is None):
+            parts[-1] = (parts[-1][0], parts[-1][1] + count)
+        else:
+            parts.append((None if mask is None else Disc(mask, group.visible_pixels(element, side)), count))
+            whole_square.append(mask is None)
+    return parts
+
+
+def _dealt(images: int, share: int, shares: int) -> int:
+    """How many of the first `images` places fall to `share` when they are dealt out one by one."""
+    return max(0, -((share - images) // shares))
+
+
+def _share_of(runs: tuple[Run, ...], share: int, shares: int) -> tuple[Run, ...]:
+    mine, start = [], 0
+    for element, count in runs:
+        dealt = _dealt(start + count, share, shares) - _dealt(start, share, shares)
+        mine += [(element, dealt)] if dealt else []
+        start += count
+    return tuple(mine)

@@ -1,0 +1,59 @@
+"""How do weights and the learning rate move?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+OPTIMIZERS: dict[str, type[torch.optim.Adam] | type[torch.optim.AdamW]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def optimizer(name: str, parameters: Iterable[Parameter], weight_decay_rate: float) -> Optimizer:
+    """Adam (weight decay as an L2 term, as published) or AdamW (decoupled); the learning rate is set at every step."""
+    return OPTIMIZERS[name](parameters, lr=0.0, weight_decay=weight_decay_rate, fused=True)
+
+
+class CyclicLR:
+    """The published cycle of the learning rate, per iteration.
+
+    A cycle lasts `cyc_size` epochs: a half-cosine from `low_lr` up to the peak in its first quarter, a half-cosine back
+    down in the rest. As many whole cycles as fit into `tot_epochs` follow one another, the peak divided by `dec_scale`
+    from one to the next, and `low_lr` stays afterwards. (The published loop runs one cycle alone and then stays at the
+    value before its end, some 3e-11 above `low_lr`.)
+    """
+
+    def __init__(
+        self,
+        low_lr: float,
+        max_lr: float,
+        cyc_size: int,
+        dec_scale: float,
+        tot_epochs: int,
+        steps_per_epoch: int,
+    ):
+        self.low_lr, self.max_lr, self.dec_scale = low_lr, max_lr, dec_scale
+        self.steps = cyc_size * steps_per_epoch
+        self.cycles = tot_epochs // cyc_size
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of iteration `step`, counted from 0 over the whole run."""
+        cycle, place = divmod(step, self.steps)
+        if cycle >= self.cycles:
+            return self.low_lr
+        height = self.max_lr / self.dec_scale**cycle - self.low_lr
+        rise = self.steps // 4
+        if place <= rise:
+            return self.low_lr + height * (0.5 - 0.5 * math.cos(math.pi * place / max(1, rise)))
+        return self.low_lr + height * (0.5 + 0.5 * math.cos(math.pi * (place - rise) / (self.steps - rise)))
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

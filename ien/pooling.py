@@ -1,0 +1,88 @@
+"""How do the channels of a filter group become one?
+
+By their maximum. Homogeneous: all groups hold k channels. Heterogeneous: the channels are dealt out in the shares
+`ratio`, and each share is pooled in groups of its own size (arXiv 2111.14157, section on heterogeneous filter groups).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ien.errors import InputError
+
+# name: (ratio, mplc_kernel_size), as published
+PRESETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "R8-4-2-1": ((32, 8, 2, 1), (8, 4, 2, 1)),
+    "R8-4-2": ((8, 2, 1), (8, 4, 2)),
+    "R4-2-1": ((8, 2, 1), (4, 2, 1)),
+}
+
+
+class ChannelMaxPool(nn.Module):
+    """The maximum over each filter group: (B, C, ...) → (B, `width(C)`, ...), in the dtype that came in.
+
+    `sizes[i]` is the number of channels in each filter group of share i, and the shares relate as `ratio`. The pool has
+    no parameters, and its output is blind to the order of the channels inside a filter group.
+    """
+
+    def __init__(self, sizes: Sequence[int], ratio: Sequence[int] = (1,)):
+        super().__init__()
+        if len(sizes) != len(ratio) or min(*sizes, *ratio, 1) < 1 or not sizes:
+            raise InputError(
+                f"ratio {list(ratio)} and mplc_kernel_size {list(sizes)} must be equally many whole numbers from 1 up"
+            )
+        self.sizes, self.ratio = tuple(sizes), tuple(ratio)
+
+    @classmethod
+    def from_name(cls, name: str) -> ChannelMaxPool:
+        """A preset of the paper: R8-4-2-1, R8-4-2 or R4-2-1."""
+        if name not in PRESETS:
+            raise InputError(f"no filter groups are called {name!r}; take one of {', '.join(PRESETS)}")
+        ratio, sizes = PRESETS[name]
+        return cls(sizes, ratio)
+
+    @property
+    def multiple(self) -> int:
+        """The number of channels must be a multiple of this, so that every share is made of whole filter groups."""
+        parts = (size // math.gcd(size, share) for size, share in zip(self.sizes, self.ratio, strict=True))
+        return sum(self.ratio) * math.lcm(*parts)
+
+    def shares(self, channels: int) -> tuple[int, ...]:
+        """How many channels each share gets."""
+        if channels < 1 or channels % self.multiple:
+            below = channels // self.multiple * self.multiple
+            nearest = " or ".join(str(n) for n in (below, below + self.multiple) if n)
+            raise InputError(
+                f"{channels} channels cannot be shared as {':'.join(map(str, self.ratio))} in filter groups of "
+                f"{', '.join(map(str, self.sizes))} (they must be a multiple of {self.multiple}; nearest: {nearest})"
+            )
+        return tuple(channels // sum(self.ratio) * share for share in self.ratio)
+
+    def width(self, channels: int) -> int:
+        """How many channels come out."""
+        return sum(share // size for share, size in zip(self.shares(channels), self.sizes, strict=True))
+
+    def nearest(self, channels: float) -> int:
+        """The number of channels that can be pooled and is closest to `channels` (the larger one of two)."""
+        return max(1, math.floor(channels / self.multiple + 0.5)) * self.multiple
+
+    def forward(self, maps: Tensor) -> Tensor:
+        shares = maps.split(self.shares(maps.shape[1]), dim=1)
+        pooled = [
+            share.unflatten(1, (-1, size)).amax(dim=2) if size > 1 else share
+            for share, size in zip(shares, self.sizes, strict=True)
+        ]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}, ratio={self.ratio}"
+
+
+def group_size(rotations: int, reflection: bool) -> int:
+    """The channels of a homogeneous filter group: as many as the group has elements, but 8 for D8, as published."""
+    order = rotations * (2 if reflection else 1)
+    return 8 if (rotations, reflection) == (8, True) else order
