@@ -26,7 +26,7 @@ INTERPOLATIONS = ("bilinear", "nearest")
 
 @dataclass(frozen=True)
 class Element:
-    """One transformation: a counter-clockwise turn by `turns`/`steps` of the circle, then perhaps a left-right mirror."""
+    """One transformation: a counter-clockwise turn by `turns`/`steps` of the circle, perhaps then a mirror."""
 
     turns: int
     steps: int

@@ -3,7 +3,7 @@
     total = classification + beta · Σ_l w_l · term(f_l(x), g⁻¹ · f_l(g·x))          (arXiv 2111.14157)
 
 `classification` is the mean cross-entropy over both views; f_l is the channel-max-pooled feature map of tap l; `term`
-is the mean squared difference (as published) or a relative one. A resampled element is compared inside the inscribed disc.
+is the mean squared difference (as published) or a relative one. Resampled elements are compared in the inscribed disc.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class VGG(nn.Module):
     """Images (B, in_channels, S, S) → logits (B, classes); maps of 64 32 16 16 8 8 4 4 pixels a side at S = 64.
 
     `width` is the first layer's number of channels c; the eight layers have c, 2c, 4c, 4c and four times 8c. All
-    kernels are 3×3, so that quarter turns are exact at S = 64. `published_kernels` takes the 2×2 ones of the published code
-    (maps of 64 33 16 17 8 8 5 5), whose odd maps 2×2 pooling cannot keep aligned.
+    kernels are 3×3, so that quarter turns are exact at S = 64. `published_kernels` takes the 2×2 ones of the published
+    code (maps of 64 33 16 17 8 8 5 5), whose odd maps 2×2 pooling cannot keep aligned.
     """
 
     image_side = 64
