@@ -54,6 +54,10 @@ class Views:
         whole = group.in_turn(round(second_views * images), start)
         return cls(_dealt(images, share, shares), _share_of(whole, share, shares), images, whole, shares)
 
+    def alone(self) -> Views:
+        """The same views, as if this share were the whole batch."""
+        return Views(self.images, self.runs, self.images, self.runs)
+
     @property
     def second(self) -> int:
         """How many images of this share have a second view."""

@@ -1,0 +1,170 @@
+"""What is a run made of? (settings → group, data, network, engine; below this door there are plain arguments)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ien import data, models
+from ien.config import Config
+from ien.data import Batches, Dataset, InOrder, Split, fits
+from ien.distributed import Processes
+from ien.engine import Engine
+from ien.groups import Group
+from ien.objective import EquivariantObjective, warmed_up
+from ien.optim import CyclicLR, optimizer
+from ien.pooling import ChannelMaxPool, group_size
+from ien.taps import Tapped
+
+
+@dataclass
+class Parts:
+    """All that a run needs besides its folder."""
+
+    settings: Config
+    processes: Processes
+    data: Dataset
+    batches: Batches
+    tapped: Tapped
+    engine: Engine
+
+    @property
+    def eval_batch_size(self) -> int:
+        """The global batch of a pass without training, a multiple of the number of processes."""
+        size, count = self.settings.run.eval_batch_size, self.processes.count
+        return -(-size // count) * count
+
+    def in_order(self, split: Split, limit: int | None = None) -> InOrder:
+        """This process's share of one pass over a split, or over `limit` images spread over it."""
+        return InOrder(
+            split,
+            batch_size=self.eval_batch_size,
+            share=self.processes.rank,
+            shares=self.processes.count,
+            device=self.processes.device,
+            side=image_side(self.settings),
+            resident=_resident(self.settings, split, self.processes),
+            workers=self.settings.data.workers,
+            limit=limit,
+        )
+
+    @cached_property
+    def validation(self) -> InOrder:
+        return self.in_order(self.data.val)
+
+    def validate(self) -> dict[str, float | None]:
+        """The means of all that the objective measures, over the held-out images."""
+        return self.engine.evaluate(self.validation, len(self.data.val), self.eval_batch_size)
+
+    def test(self) -> dict[str, float | None]:
+        """The same over the test set."""
+        return self.engine.evaluate(self.in_order(self.data.test), len(self.data.test), self.eval_batch_size)
+
+
+def parts(settings: Config, processes: Processes) -> Parts:
+    """Everything, in the order in which it is needed. Raises `InputError` for what does not fit together."""
+    group = make_group(settings)
+    dataset = open_data(settings)
+    batches = _batches(settings, dataset, processes)
+    tapped = make_network(settings, group, dataset).to(processes.device)
+    if settings.run.compile:
+        tapped.compile()
+    return Parts(settings, processes, dataset, batches, tapped, _engine(settings, group, tapped, batches, processes))
+
+
+def make_group(settings: Config) -> Group:
+    return Group.from_name(settings.mode, settings.reflection, settings.group.interpolation, settings.group.disc)
+
+
+def make_pool(settings: Config, group: Group) -> ChannelMaxPool:
+    """The filter groups: a preset, shares of one's own, or one size for all."""
+    if isinstance(settings.heterogeneous, str):
+        return ChannelMaxPool.from_name(settings.heterogeneous)
+    sizes = settings.mplc_kernel_size
+    listed = [sizes] if isinstance(sizes, int) else list(sizes or [])
+    if settings.heterogeneous:
+        return ChannelMaxPool(listed, settings.ratio or [])
+    # The published params carry the heterogeneous lists also where they are not used.
+    return ChannelMaxPool(listed if len(listed) == 1 else [group_size(group.rotations, group.reflection)])
+
+
+def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:
+    """The tapped network with its initial weights, which depend on `run.seed` alone."""
+    pool = make_pool(settings, group)
+    entry = models.MODELS[settings.model]
+    width = settings.network.width or models.default_width(settings.model, group, pool)
+    kernels = {"published_kernels": True} if settings.network.published_kernels else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.run.seed)
+        network = entry.build(width, pool, len(dataset.classes), dataset.channels, **kernels)
+    return Tapped(network, network.taps, pool)
+
+
+def open_data(settings: Config) -> Dataset:
+    wanted = settings.data
+    return data.open_dataset(
+        settings.dataset,
+        root=Path(wanted.root),
+        name=wanted.name,
+        reflection=settings.reflection,
+        val_split=wanted.val_split,
+        seed=settings.run.seed,
+        verify=wanted.verify,
+    )
+
+
+def image_side(settings: Config) -> int:
+    """The side to which images are resized: the setting, or the one that the network was made for."""
+    return settings.data.image_size or models.MODELS[settings.model].build.image_side
+
+
+def mixed(*numbers: int) -> int:
+    """One seed from several numbers, such as the run's and the process's."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _batches(settings: Config, dataset: Dataset, processes: Processes) -> Batches:
+    return Batches(
+        dataset.train,
+        batch_size=settings.batch_size,
+        seed=settings.run.seed,
+        share=processes.rank,
+        shares=processes.count,
+        device=processes.device,
+        side=image_side(settings),
+        resident=_resident(settings, dataset.train, processes),
+        workers=settings.data.workers,
+    )
+
+
+def _resident(settings: Config, split: Split, processes: Processes) -> bool:
+    known = {"always": True, "never": False}
+    return known.get(settings.data.resident, fits(split, processes.device))
+
+
+def _engine(settings: Config, group: Group, tapped: Tapped, batches: Batches, processes: Processes) -> Engine:
+    wanted, steps = settings.objective, batches.steps_per_epoch
+    schedule = CyclicLR(
+        settings.low_lr, settings.max_lr, settings.cyc_size, settings.dec_scale, settings.tot_epochs, steps
+    )
+    return Engine(
+        tapped=tapped,
+        objective=EquivariantObjective(
+            group, settings.beta_weight, wanted.loss, wanted.tap_weights, wanted.stop_gradient
+        ),
+        optimizer=optimizer(settings.optimizer.name, tapped.parameters(), settings.weight_decay_rate),
+        processes=processes,
+        batch_size=settings.batch_size,
+        lr=schedule,
+        beta=lambda step: warmed_up(settings.beta_weight, step / steps, wanted.warmup_epochs),
+        second_views=wanted.second_views if wanted.augment == "group" else 0.0,
+        accumulate=settings.optimizer.accumulate,
+        precision=settings.run.precision,
+        clip_norm=settings.optimizer.clip_norm,
+        channels_last=settings.run.channels_last,
+        sync_batchnorm=settings.run.sync_batchnorm,
+    )

@@ -1,0 +1,331 @@
+"""What can be set, what is its default, who wins?
+
+`load("configs/quickstart.yaml", ["beta_weight=0.1"])` reads a file over those that it `extends:`, and `key=value` over
+both. At the top level stand the names and defaults of the published code (https://github.com/transmuteAI/implicit-networks),
+so that a published `params` works unchanged; what is new stands in sections. `python -m ien.config` lists all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from ien.config_files import COMMAND_LINE, as_yaml, from_command_line, nested, read
+from ien.config_problems import allowed, by_dotted_key, told
+from ien.errors import InputError
+
+# name → (ratio, mplc_kernel_size): the heterogeneous filter groups of the paper. Stands here too, not only in
+# `ien.pooling`, because settings are read where torch is not wanted.
+PRESETS = {
+    "R8-4-2-1": ((32, 8, 2, 1), (8, 4, 2, 1)),
+    "R8-4-2": ((8, 2, 1), (8, 4, 2)),
+    "R4-2-1": ((8, 2, 1), (4, 2, 1)),
+}
+
+Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]  # YAML has lists only
+Weight = Annotated[float, Field(ge=0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GroupSettings(_Settings):
+    interpolation: Literal["bilinear", "nearest"] = Field(
+        "bilinear", description="at angles that are no multiple of 90°"
+    )
+    disc: bool = Field(True, description="compare inside the inscribed disc at angles that are no multiple of 90°")
+
+
+class NetworkSettings(_Settings):
+    width: Count | None = Field(None, description="base channels; null: as published for the mode or preset")
+    published_kernels: bool = Field(False, description="VGG: the published kernel sizes 3 2 3 2 3 3 2 3 instead of 3×3")
+
+
+class ObjectiveSettings(_Settings):
+    loss: Literal["mse", "relative"] = Field("mse", description="mse: published; relative: divided by the feature norm")
+    augment: Literal["group", "none"] = Field("group", description="none: no second view (with beta_weight 0: plain)")
+    second_views: float = Field(1.0, gt=0, le=1, description="share of the batch that gets a second view")
+    stop_gradient: bool = Field(False, description="no gradient through the reference view's feature maps")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which beta grows linearly from 0 to beta_weight")
+    tap_weights: dict[str, Weight] = Field({}, description="tap name → weight; those not named weigh 1")
+
+
+class OptimizerSettings(_Settings):
+    name: Literal["adam", "adamw"] = Field("adam", description="adam: weight decay in the gradient; adamw: decoupled")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest gradient norm; null: no clipping"
+    )
+    accumulate: int = Field(1, ge=1, description="passes that a process divides its share of a batch into")
+
+
+class DataSettings(_Settings):
+    root: str = Field("data", min_length=1, description="folder of the prepared data sets")
+    name: str | None = Field(None, description="folder under root; null: the data set's own (rot_mnist, r2_tim …)")
+    val_split: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="images held out for validation: a number, or a share; null: the data set's default"
+    )
+    image_size: Count | None = Field(None, description="side to which images are resized; null: as the network wants")
+    workers: int = Field(2, ge=0, description="processes that read a data set which is not resident")
+    resident: Literal["auto", "always", "never"] = Field("auto", description="whole data set on the device")
+    verify: bool = Field(True, description="compare the files' sha256 before a run")
+
+
+class RunSettings(_Settings):
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, image order, group elements and held-out images")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field("fp32", description="bf16 and fp16: autocast")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    channels_last: bool = Field(False, description="memory layout of the network and its inputs")
+    compile: bool = Field(False, description="torch.compile")
+    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all processes")
+    log_every: int = Field(50, ge=1, description="steps between readings of the losses")
+    eval_batch_size: int = Field(256, ge=1, description="images at once in evaluation, per process")
+    equivariance_images: int = Field(512, ge=1, description="test images on which the equivariance error is measured")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, besides those at epoch ends")
+    root: str = Field("runs", min_length=1, description="folder of all runs")
+
+
+class LaunchSettings(_Settings):
+    executor: Literal["auto", "slurm", "local", "inline"] = Field("auto", description="who starts the processes")
+    nodes: int = Field(1, ge=1, description="machines")
+    tasks_per_node: int = Field(1, ge=1, description="processes on each machine, one per GPU")
+    cpus_per_task: Count | None = Field(None, description="CPU cores of a process; null: the cluster's default")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs asked for on each machine")
+    mem_gb: Annotated[float, Field(gt=0)] | None = Field(None, description="memory of a machine; null: default")
+    timeout_min: int = Field(1440, ge=1, description="minutes after which the job is ended")
+
+
+class Config(_Settings):
+    """Every setting of a run, checked. `Config.model_validate({...})` makes one from a notebook."""
+
+    dataset: Literal["digits", "rot_mnist", "rot_tim", "image_folder"] = Field(description="what is seen")
+    model: Literal["BasicCNN", "Resnet18", "VGG"] = Field(description="the network")
+    reflection: bool = Field(False, description="flips too: the dihedral group; with rot_tim: the data set R2-TIM")
+    heterogeneous: bool | Literal["R8-4-2-1", "R8-4-2", "R4-2-1"] = Field(
+        False, description="filter groups of several sizes: a preset, or true with ratio and mplc_kernel_size"
+    )
+    mode: str = Field(
+        "R4",
+        description="R<N>: N rotations, N ≥ 2 (R8 where heterogeneous filter groups start with 8 and reflection is off)",
+        json_schema_extra={"pattern": "^R([2-9]|[1-9][0-9]+)$"},
+    )
+    ratio: Counts | None = Field(None, description="shares of the channels (ignored unless heterogeneous)")
+    mplc_kernel_size: Counts | Count | None = Field(
+        None, description="sizes of the filter groups, one per share; or the one size if not heterogeneous"
+    )
+    save_dir: str = Field("ien_training", description="run folder under run.root", json_schema_extra={"maxLength": 200})
+    training: bool = Field(True, description="false: evaluate the run in save_dir")
+    beta_weight: float = Field(1.0, ge=0, description="weight of the equivariance loss; 1 in all published experiments")
+    tot_epochs: int = Field(90, ge=1, description="epochs to train")
+    batch_size: int = Field(32, ge=1, description="images in a step over all processes, second views not counted")
+    weight_decay_rate: float = Field(1e-7, ge=0, description="weight decay of the optimizer")
+    max_lr: float = Field(5e-3, gt=0, description="learning rate at the peak of a cycle")
+    low_lr: float = Field(1e-5, ge=0, description="learning rate at both ends of a cycle and after the last")
+    cyc_size: int = Field(70, ge=1, description="epochs of a cycle")
+    dec_scale: float = Field(1.0, gt=0, description="the peak is divided by it from cycle to cycle")
+
+    group: GroupSettings = GroupSettings()
+    network: NetworkSettings = NetworkSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    data: DataSettings = DataSettings()
+    run: RunSettings = RunSettings()
+    launch: LaunchSettings = LaunchSettings()
+
+    @property
+    def pool_size(self) -> int | None:
+        """The one size of all filter groups, where it was set; None: that of the mode, or heterogeneous."""
+        sizes = self.mplc_kernel_size
+        if self.heterogeneous or sizes is None:
+            return None
+        if isinstance(sizes, int):
+            return sizes
+        # The published params hold four sizes beside `heterogeneous: False`, which ignores them.
+        return sizes[0] if len(sizes) == 1 else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_heterogeneous(cls, given: Any) -> Any:
+        """A preset's name brings its shares and sizes; sizes from 8 down turn by R8, as in the published code."""
+        if not isinstance(given, dict) or not given.get("heterogeneous"):
+            return given
+        filled, name = dict(given), given["heterogeneous"]
+        if isinstance(name, str) and name in PRESETS:
+            for key, value in zip(("ratio", "mplc_kernel_size"), PRESETS[name], strict=True):
+                filled[key] = value if given.get(key) is None else given[key]
+        sizes = filled.get("mplc_kernel_size")
+        if "mode" not in given and isinstance(sizes, list | tuple) and [*sizes][:1] == [8]:
+            filled["mode"] = "R4" if given.get("reflection") else "R8"
+        return filled
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _is_a_group(cls, mode: Any) -> Any:
+        if not isinstance(mode, str) or not re.fullmatch(r"R([2-9]|[1-9][0-9]+)", mode):
+            raise _refused("mode", f"{mode!r} is no group; write R4, R8 or R<N> with N ≥ 2")
+        return mode
+
+    @field_validator("save_dir", mode="before")
+    @classmethod
+    def _is_below_the_runs(cls, folder: Any) -> Any:
+        parts = folder.split("/") if isinstance(folder, str) else [""]
+        if len("/".join(parts)) > 200 or not all(re.fullmatch(r"[A-Za-z0-9._-]+", part) for part in parts):
+            allowed = "a relative path of at most 200 characters from A-Z a-z 0-9 . _ - /"
+            raise _refused("save_dir", f"{folder!r} is no folder under run.root; write {allowed}")
+        if {".", ".."} & set(parts):
+            raise _refused("save_dir", f"{folder!r} must not hold . or ..; write the folder's name alone")
+        return folder
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.low_lr > self.max_lr:
+            raise _refused("low_lr", f"{self.low_lr:g} is above max_lr {self.max_lr:g}; write one that is not")
+        if self.objective.augment == "none" and self.beta_weight > 0:
+            advice = "write beta_weight: 0, or objective.augment: group"
+            raise _refused("beta_weight", f"{self.beta_weight:g} needs a second view, but augment is none; {advice}")
+        self._has_filter_groups()
+        self._batch_divides()
+        return self
+
+    def _has_filter_groups(self) -> None:
+        ratio, sizes = self.ratio, self.mplc_kernel_size
+        if self.heterogeneous is False:
+            return
+        if ratio is None or not isinstance(sizes, tuple):
+            missing = "ratio" if ratio is None else "mplc_kernel_size"
+            example = "ratio: [32, 8, 2, 1] and mplc_kernel_size: [8, 4, 2, 1], or heterogeneous: R8-4-2-1"
+            raise _refused("heterogeneous", f"needs {missing} as a list; write {example}")
+        if len(ratio) != len(sizes):
+            raise _refused("ratio", f"has {len(ratio)} shares for {len(sizes)} mplc_kernel_size; write as many of each")
+        preset = PRESETS.get(self.heterogeneous) if isinstance(self.heterogeneous, str) else None
+        if preset and preset != (ratio, sizes):
+            advice = "remove ratio and mplc_kernel_size, or write heterogeneous: true"
+            raise _refused("heterogeneous", f"{self.heterogeneous} is {preset[0]} of {preset[1]}; {advice}")
+
+    def _batch_divides(self) -> None:
+        parts = (self.launch.nodes, self.launch.tasks_per_node, self.optimizer.accumulate)
+        whole = parts[0] * parts[1] * parts[2]
+        if self.batch_size % whole:
+            below = self.batch_size - self.batch_size % whole
+            near = f"{below} or {below + whole}" if below else f"{whole}"
+            names = "launch.nodes × launch.tasks_per_node × optimizer.accumulate"
+            problem = f"{self.batch_size} does not divide by {whole} ({names} = {' × '.join(map(str, parts))})"
+            raise _refused("batch_size", f"{problem}; write {near}")
+
+
+def _refused(key: str, problem: str) -> PydanticCustomError:
+    return PydanticCustomError("setting", "{problem}", {"key": key, "problem": problem})
+
+
+SECTIONS = frozenset(name for name, field in Config.model_fields.items() if isinstance(field.default, _Settings))
+
+# May change between two attempts at one run: they say where and how it is computed or whether it is only read, and
+# none of them reaches a weight or decides where a checkpoint can lie. `launch.*` is among them.
+FREE = frozenset(
+    "training data.root data.workers data.resident data.verify "
+    "run.root run.checkpoint_minutes run.eval_batch_size".split()
+)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML file, with `key=value` over them.
+
+    Raises `InputError` of one line, with the place, for whatever cannot be read or is not allowed.
+    """
+    return load_with_origins(path, overrides)[0]
+
+
+def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
+    """`load`, and where each value is from: dotted key → `default`, `configs/x.yaml:12` or `command line`.
+
+    What a setting of `heterogeneous` brings along is from `heterogeneous`.
+    """
+    settings = read(Path(path), SECTIONS) | from_command_line(overrides, SECTIONS)
+    try:
+        config = Config.model_validate(nested(settings, SECTIONS))
+    except ValidationError as error:
+        raise told(error, by_dotted_key(Config), settings, str(path)) from None
+    defaults = {key: schema.get("default") for key, schema in by_dotted_key(Config).items()}
+    origins = {}
+    for key, value in flat(config).items():
+        brought = "default" if value == defaults[key] else "heterogeneous"
+        given = key in settings and (settings[key].value is not None or value is None)
+        origins[key] = settings[key].origin if given else brought
+    return config, origins
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, sections in the order of this page."""
+    values: dict[str, Any] = {}
+    for name, value in config.model_dump().items():
+        values |= {f"{name}.{inner}": item for inner, item in value.items()} if name in SECTIONS else {name: value}
+    return values
+
+
+def resolved(config: Config) -> str:
+    """YAML of everything that is set: `load` on it gives an equal `Config`."""
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """`beta_weight: 1.0 → 0.1` for each setting in which two attempts cannot be of one run (see `FREE`)."""
+    mine, other = flat(a), flat(b)
+    bound = [key for key in mine if key not in FREE and not key.startswith("launch.")]
+    return [f"{key}: {mine[key]!r} → {other[key]!r}" for key in bound if mine[key] != other[key]]
+
+
+def run_dir(config: Config) -> Path:
+    """The folder of the run."""
+    return Path(config.run.root) / config.save_dir
+
+
+def refuse_other_settings(config: Config) -> None:
+    """Raises `InputError` if the run folder holds a run of other settings, naming those that differ."""
+    recorded = run_dir(config) / "config.yaml"
+    if not recorded.exists():
+        return
+    if changed := differences(load(recorded), config):
+        advice = "set these back, or write another save_dir"
+        raise InputError(f"{recorded.parent}: holds a run of other settings ({'; '.join(changed)}); {advice}")
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a settings file, for editors: any part of a `Config`, and `extends`."""
+    whole = Config.model_json_schema()
+    whole["title"] = "Settings of an ien run"
+    del whole["required"]  # a parent may hold them
+    file = {"type": "string", "minLength": 1}
+    whole["properties"]["extends"] = {
+        "anyOf": [file, {"type": "array", "items": file}],
+        "description": "file or files whose settings these stand over, relative to this file",
+    }
+    return whole
+
+
+def _listing() -> Iterator[str]:
+    for key, setting in by_dotted_key(Config).items():
+        choice = "R4, R8 or R<N>" if key == "mode" else allowed(setting)
+        default = f"default {json.dumps(setting['default'])}" if "default" in setting else "required"
+        yield f"{key}: {setting['description']}\n    {choice}; {default}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m ien.config`"""
+    parser = argparse.ArgumentParser(prog="python -m ien.config", description="List every setting of a run.")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema instead (configs/schema.json)")
+    if parser.parse_args(argv).schema:
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_listing()))
+
+
+if __name__ == "__main__":
+    main()

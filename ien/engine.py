@@ -1,0 +1,193 @@
+"""What happens to one batch, and to one pass?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ien.distributed import Processes
+from ien.metrics import Sums, add_up, equivariance_sums
+from ien.objective import EquivariantObjective, Terms, Views
+from ien.optim import set_lr
+from ien.taps import Tapped
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) in [0, 1], labels (B,)
+
+
+@dataclass
+class Engine:
+    """Takes one process's share of a batch through the network, the objective and the optimizer.
+
+    `batch_size` is global; `second_views` is the share of it that is seen twice in training; `lr` and `beta` give their
+    values at a step of the run. Losses stay on the device until `read` asks for them.
+    """
+
+    tapped: Tapped
+    objective: EquivariantObjective
+    optimizer: Optimizer
+    processes: Processes
+    batch_size: int
+    lr: Callable[[int], float]
+    beta: Callable[[int], float]
+    second_views: float = 1.0
+    accumulate: int = 1
+    precision: str = "fp32"
+    clip_norm: float | None = None
+    channels_last: bool = False
+    sync_batchnorm: bool = False
+    names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.processes.device
+        if self.channels_last:
+            self.tapped.to(memory_format=torch.channels_last)
+        self.network = self.processes.wrap(self.tapped, self.sync_batchnorm)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.names = quantities(self.tapped.layers)
+        self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+        self._steps = 0
+        self._not_finite = torch.full((), _NEVER, dtype=torch.int64, device=device)
+
+    def train_step(self, images: Tensor, labels: Tensor, step: int) -> None:
+        """One update from this process's share of global batch `step`: images (B / processes, C, S, S)."""
+        self.network.train()
+        lr = self.lr(step)
+        set_lr(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(self.accumulate):
+            last = part == self.accumulate - 1
+            with contextlib.nullcontext() if last else self._without_sync():
+                terms = self._forward(images, labels, step, part)
+                self.scaler.scale(terms.total / self.accumulate).backward()
+            self._note(terms, step)
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.tapped.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._steps += 1
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """The means over all processes since the last reading, and the first step whose loss was not finite.
+
+        This is where the host waits for the device; every process must call it at the same step.
+        """
+        divisor = max(1, self._steps * self.accumulate * self.processes.count)
+        means = (self.processes.sum(self._sums) / divisor).tolist()
+        worst = int(self.processes.min(self._not_finite))
+        self._sums.zero_()
+        self._steps = 0
+        seen = self.names if self.second_views else [n for n in self.names if not _needs_second_view(n)]
+        known = {name: mean for name, mean in zip(self.names, means, strict=True) if name in seen}
+        return known, None if worst == _NEVER else worst
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], total: int, batch_size: int) -> dict[str, float | None]:
+        """The means over a pass over `total` images in global batches of `batch_size`, both views shown.
+
+        `batches` is this process's share. Every image counts once over all processes; None stands for an empty mean.
+        """
+        self.processes.share_buffers(self.tapped)
+        self.tapped.eval()
+        sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=self.processes.device)
+        for number, (images, labels) in enumerate(batches):
+            seen = number * batch_size
+            rank, count = self.processes.rank, self.processes.count
+            views = Views.plan(self.objective.group, min(batch_size, total - seen), 1.0, seen, rank, count).alone()
+            with self._autocast():
+                logits, maps = self.tapped(self._laid_out(self.objective.both_views(images, views)))
+            terms = self.objective(logits, maps, labels, views, beta=0.0)
+            counts = torch.tensor([terms.counts.get(name, 0) for name in self.names]).to(sums.device, non_blocking=True)
+            sums += torch.stack((self._stacked(terms) * counts, counts))
+        totals, counted = self.processes.sum(sums).tolist()
+        return {
+            name: whole / count if count else None
+            for name, whole, count in zip(self.names, totals, counted, strict=True)
+        }
+
+    def equivariance(self, tapped: Tapped, batches: Iterable[Batch]) -> Sums:
+        """The sums of `metrics.equivariance_sums` over all processes, in full precision."""
+        self.processes.share_buffers(tapped)
+        tapped.eval()
+        with full_precision():
+            sums = equivariance_sums(tapped, (images for images, _ in batches), self.objective.group)
+        return add_up(sums, self.processes.sum)
+
+    def _forward(self, images: Tensor, labels: Tensor, step: int, part: int) -> Terms:
+        mine = slice(part, None, self.accumulate)
+        share = self.processes.rank + part * self.processes.count
+        shares = self.processes.count * self.accumulate
+        start = step * round(self.second_views * self.batch_size)
+        group = self.objective.group
+        views = Views.plan(group, self.batch_size, self.second_views, start, share, shares)
+        seen = self._laid_out(self.objective.both_views(images[mine], views))
+        with self._autocast():
+            logits, maps = self.network(seen)
+        return self.objective(logits, maps, labels[mine], views, self.beta(step))
+
+    def _note(self, terms: Terms, step: int) -> None:
+        self._sums += self._stacked(terms)
+        bad = torch.where(torch.isfinite(terms.total.detach()), _NEVER, step)
+        self._not_finite = torch.minimum(self._not_finite, bad)
+
+    def _stacked(self, terms: Terms) -> Tensor:
+        zero = terms.total.new_zeros(())
+        return torch.stack([terms.means.get(name, zero) for name in self.names]).double()
+
+    def _without_sync(self) -> AbstractContextManager[None]:
+        """Gradients of this part stay here; the last part of a batch averages them all."""
+        no_sync = getattr(self.network, "no_sync", contextlib.nullcontext)
+        return no_sync()
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.precision not in AUTOCAST:
+            return contextlib.nullcontext()
+        return torch.autocast(self.processes.device.type, dtype=AUTOCAST[self.precision])
+
+
+def quantities(taps: Iterable[str]) -> list[str]:
+    """The names of all that is measured on a batch."""
+    taps = list(taps)
+    return [
+        "classification",
+        "accuracy",
+        "accuracy_second_view",
+        "equivariance",
+        *(f"equivariance/{name}" for name in taps),
+        *(f"power/{name}" for name in taps),
+    ]
+
+
+def set_precision(precision: str) -> None:
+    """Allow or forbid the tensor cores' 19-bit floats in float32 arithmetic (`tf32`), on the GPUs that have them."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 that is float32, whatever training uses."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_precision("fp32")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+_NEVER = torch.iinfo(torch.int64).max
+
+
+def _needs_second_view(name: str) -> bool:
+    return name.startswith("equivariance") or name == "accuracy_second_view"

@@ -1,0 +1,65 @@
+"""Where does a run live? (its folder: settings, checkpoints, numbers; whether it may be opened)"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ien import config, environment
+from ien.config import Config
+from ien.errors import InputError
+from ien.tracking import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`runs/<save_dir>` and what lies in it."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.exists()
+
+    def open(self, settings: Config, device: torch.device) -> None:
+        """Make the folder, or go on in it if it is of the same settings; `InputError` names those that differ."""
+        if self.settings.exists():
+            self._refuse_others(settings)
+        elif not settings.training:
+            raise InputError(f"{self.path} holds no run to test; train it first with training=true")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.settings.exists():
+                write_text(self.settings, config.resolved(settings))
+            write_json(self.path / "environment.json", environment.describe(device))
+        except OSError as error:
+            raise InputError(f"cannot write into {self.path}: {error.strerror}") from error
+
+    def result(self) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        content: dict[str, Any] = json.loads(self.summary.read_text())
+        return content
+
+    def _refuse_others(self, settings: Config) -> None:
+        different = config.differences(config.load(self.settings), settings)
+        if different:
+            raise InputError(
+                f"{self.path} holds a run of other settings: {'; '.join(different)}; "
+                "take another save_dir, or give that run's settings to go on with it"
+            )

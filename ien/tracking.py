@@ -1,0 +1,125 @@
+"""Where do numbers go? (TensorBoard, JSON lines, screen)"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """The numbers of one run, in its folder and on the screen; made by the first process alone.
+
+    `step` counts the batches of the whole run. A run that goes on from step `start` drops what was written after it.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, start: int = 0, screen: TextIO = sys.stderr):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
+
+        self.path = folder / METRICS
+        _rewind(self.path, start)
+        self._board = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._screen = screen
+        terminal = screen.isatty()
+        self._bar = tqdm(total=total_steps, initial=start, file=screen, disable=not terminal, unit="step")
+        self._total, self._first, self._began = total_steps, start, time.monotonic()
+
+    def interval(self, step: int, lr: float, losses: dict[str, float], images_per_second: float) -> None:
+        """What the host read after a number of steps: onto the bar and into TensorBoard."""
+        self._bar.update(step - self._bar.n)
+        shown: dict[str, str] = {
+            name: f"{losses[name]:.4f}" for name in ("classification", "equivariance") if name in losses
+        }
+        shown["img/s"] = f"{images_per_second:.0f}"
+        self._bar.set_postfix(shown)
+        for name, value in losses.items():
+            self._board.add_scalar(f"step/{name}", value, step)
+        self._board.add_scalar("step/lr", lr, step)
+        self._board.add_scalar("step/images_per_second", images_per_second, step)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """One line of `metrics.jsonl`, and the same to TensorBoard."""
+        with self.path.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        for name, value in _scalars(record):
+            self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
+
+    def epoch(self, epoch: int, epochs: int, train: dict[str, Any], val: dict[str, Any] | None) -> None:
+        """The lines of an epoch, and one on the screen."""
+        for record in (train, val):
+            if record:
+                self.evaluation(record)
+        left = self._seconds_left(train["step"])
+        parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"class {train['class_loss']:.4f}"]
+        equi = sum((train["equi_loss"] or {}).values())
+        parts += [f"equi {equi:.4f}"] if train["equi_loss"] else []
+        parts += [f"val accuracy {100 * val['accuracy']:.2f} %"] if val else []
+        parts += [f"lr {train['lr']:.2g}", f"{train['images_per_second']:.0f} images/s", f"{_clock(left)} left"]
+        self._bar.clear()
+        print("  ".join(parts), file=self._screen, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._board.close()
+
+    def _seconds_left(self, step: int) -> float:
+        done = step - self._first
+        return (time.monotonic() - self._began) / max(1, done) * (self._total - step)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns of text, the first one flush left and the others flush right."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in [head, *rows])
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Drop what was written after `step`: the run takes it from there again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        write_text(path, "".join(kept))
+
+
+def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat += [(f"{name}/{part}", number) for part, number in value.items()]
+        elif isinstance(value, float):
+            flat.append((name, value))
+    return flat
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
