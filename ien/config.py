@@ -12,13 +12,25 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ien.config_files import COMMAND_LINE, as_yaml, from_command_line, nested, read
+from ien.config_files import as_yaml, from_command_line, nested, read
 from ien.config_problems import allowed, by_dotted_key, told
+from ien.config_sections import (
+    Count,
+    Counts,
+    DataSettings,
+    GroupSettings,
+    LaunchSettings,
+    NetworkSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    RunSettings,
+    Settings,
+)
 from ien.errors import InputError
 
 # name → (ratio, mplc_kernel_size): the heterogeneous filter groups of the paper. Stands here too, not only in
@@ -29,108 +41,43 @@ PRESETS = {
     "R4-2-1": ((8, 2, 1), (4, 2, 1)),
 }
 
-Count = Annotated[int, Field(ge=1)]
-Counts = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]  # YAML has lists only
-Weight = Annotated[float, Field(ge=0)]
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class GroupSettings(_Settings):
-    interpolation: Literal["bilinear", "nearest"] = Field(
-        "bilinear", description="at angles that are no multiple of 90°"
-    )
-    disc: bool = Field(True, description="compare inside the inscribed disc at angles that are no multiple of 90°")
-
-
-class NetworkSettings(_Settings):
-    width: Count | None = Field(None, description="base channels; null: as published for the mode or preset")
-    published_kernels: bool = Field(False, description="VGG: the published kernel sizes 3 2 3 2 3 3 2 3 instead of 3×3")
-
-
-class ObjectiveSettings(_Settings):
-    loss: Literal["mse", "relative"] = Field("mse", description="mse: published; relative: divided by the feature norm")
-    augment: Literal["group", "none"] = Field("group", description="none: no second view (with beta_weight 0: plain)")
-    second_views: float = Field(1.0, gt=0, le=1, description="share of the batch that gets a second view")
-    stop_gradient: bool = Field(False, description="no gradient through the reference view's feature maps")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which beta grows linearly from 0 to beta_weight")
-    tap_weights: dict[str, Weight] = Field({}, description="tap name → weight; those not named weigh 1")
-
-
-class OptimizerSettings(_Settings):
-    name: Literal["adam", "adamw"] = Field("adam", description="adam: weight decay in the gradient; adamw: decoupled")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="largest gradient norm; null: no clipping"
-    )
-    accumulate: int = Field(1, ge=1, description="passes that a process divides its share of a batch into")
-
-
-class DataSettings(_Settings):
-    root: str = Field("data", min_length=1, description="folder of the prepared data sets")
-    name: str | None = Field(None, description="folder under root; null: the data set's own (rot_mnist, r2_tim …)")
-    val_split: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="images held out for validation: a number, or a share; null: the data set's default"
-    )
-    image_size: Count | None = Field(None, description="side to which images are resized; null: as the network wants")
-    workers: int = Field(2, ge=0, description="processes that read a data set which is not resident")
-    resident: Literal["auto", "always", "never"] = Field("auto", description="whole data set on the device")
-    verify: bool = Field(True, description="compare the files' sha256 before a run")
-
-
-class RunSettings(_Settings):
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, image order, group elements and held-out images")
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field("fp32", description="bf16 and fp16: autocast")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    channels_last: bool = Field(False, description="memory layout of the network and its inputs")
-    compile: bool = Field(False, description="torch.compile")
-    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all processes")
-    log_every: int = Field(50, ge=1, description="steps between readings of the losses")
-    eval_batch_size: int = Field(256, ge=1, description="images at once in evaluation, per process")
-    equivariance_images: int = Field(512, ge=1, description="test images on which the equivariance error is measured")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, besides those at epoch ends")
-    root: str = Field("runs", min_length=1, description="folder of all runs")
-
-
-class LaunchSettings(_Settings):
-    executor: Literal["auto", "slurm", "local", "inline"] = Field("auto", description="who starts the processes")
-    nodes: int = Field(1, ge=1, description="machines")
-    tasks_per_node: int = Field(1, ge=1, description="processes on each machine, one per GPU")
-    cpus_per_task: Count | None = Field(None, description="CPU cores of a process; null: the cluster's default")
-    gpus_per_node: int = Field(0, ge=0, description="GPUs asked for on each machine")
-    mem_gb: Annotated[float, Field(gt=0)] | None = Field(None, description="memory of a machine; null: default")
-    timeout_min: int = Field(1440, ge=1, description="minutes after which the job is ended")
-
-
-class Config(_Settings):
+class Config(Settings):
     """Every setting of a run, checked. `Config.model_validate({...})` makes one from a notebook."""
 
     dataset: Literal["digits", "rot_mnist", "rot_tim", "image_folder"] = Field(description="what is seen")
     model: Literal["BasicCNN", "Resnet18", "VGG"] = Field(description="the network")
-    reflection: bool = Field(False, description="flips too: the dihedral group; with rot_tim: the data set R2-TIM")
+    reflection: bool = Field(
+        default=False, description="flips too: the dihedral group; with rot_tim: the data set R2-TIM"
+    )
     heterogeneous: bool | Literal["R8-4-2-1", "R8-4-2", "R4-2-1"] = Field(
-        False, description="filter groups of several sizes: a preset, or true with ratio and mplc_kernel_size"
+        default=False, description="filter groups of several sizes: a preset, or true with ratio and mplc_kernel_size"
     )
     mode: str = Field(
-        "R4",
-        description="R<N>: N rotations, N ≥ 2 (R8 where heterogeneous filter groups start with 8 and reflection is off)",
+        default="R4",
+        description="R<N>: N rotations; default R8 where heterogeneous filter groups start with 8, without reflection",
         json_schema_extra={"pattern": "^R([2-9]|[1-9][0-9]+)$"},
     )
-    ratio: Counts | None = Field(None, description="shares of the channels (ignored unless heterogeneous)")
+    ratio: Counts | None = Field(default=None, description="shares of the channels (ignored unless heterogeneous)")
     mplc_kernel_size: Counts | Count | None = Field(
-        None, description="sizes of the filter groups, one per share; or the one size if not heterogeneous"
+        default=None, description="sizes of the filter groups, one per share; or the one size if not heterogeneous"
     )
-    save_dir: str = Field("ien_training", description="run folder under run.root", json_schema_extra={"maxLength": 200})
-    training: bool = Field(True, description="false: evaluate the run in save_dir")
-    beta_weight: float = Field(1.0, ge=0, description="weight of the equivariance loss; 1 in all published experiments")
-    tot_epochs: int = Field(90, ge=1, description="epochs to train")
-    batch_size: int = Field(32, ge=1, description="images in a step over all processes, second views not counted")
-    weight_decay_rate: float = Field(1e-7, ge=0, description="weight decay of the optimizer")
-    max_lr: float = Field(5e-3, gt=0, description="learning rate at the peak of a cycle")
-    low_lr: float = Field(1e-5, ge=0, description="learning rate at both ends of a cycle and after the last")
-    cyc_size: int = Field(70, ge=1, description="epochs of a cycle")
-    dec_scale: float = Field(1.0, gt=0, description="the peak is divided by it from cycle to cycle")
+    save_dir: str = Field(
+        default="ien_training", description="run folder under run.root", json_schema_extra={"maxLength": 200}
+    )
+    training: bool = Field(default=True, description="false: evaluate the run in save_dir")
+    beta_weight: float = Field(
+        default=1.0, ge=0, description="weight of the equivariance loss; 1 in all published experiments"
+    )
+    tot_epochs: int = Field(default=90, ge=1, description="epochs to train")
+    batch_size: int = Field(
+        default=32, ge=1, description="images in a step over all processes, second views not counted"
+    )
+    weight_decay_rate: float = Field(default=1e-7, ge=0, description="weight decay of the optimizer")
+    max_lr: float = Field(default=5e-3, gt=0, description="learning rate at the peak of a cycle")
+    low_lr: float = Field(default=1e-5, ge=0, description="learning rate at both ends of a cycle and after the last")
+    cyc_size: int = Field(default=70, ge=1, description="epochs of a cycle")
+    dec_scale: float = Field(default=1.0, gt=0, description="the peak is divided by it from cycle to cycle")
 
     group: GroupSettings = GroupSettings()
     network: NetworkSettings = NetworkSettings()
@@ -225,13 +172,21 @@ def _refused(key: str, problem: str) -> PydanticCustomError:
     return PydanticCustomError("setting", "{problem}", {"key": key, "problem": problem})
 
 
-SECTIONS = frozenset(name for name, field in Config.model_fields.items() if isinstance(field.default, _Settings))
+SECTIONS = frozenset(name for name, field in Config.model_fields.items() if isinstance(field.default, Settings))
 
 # May change between two attempts at one run: they say where and how it is computed or whether it is only read, and
 # none of them reaches a weight or decides where a checkpoint can lie. `launch.*` is among them.
 FREE = frozenset(
-    "training data.root data.workers data.resident data.verify "
-    "run.root run.checkpoint_minutes run.eval_batch_size".split()
+    {
+        "training",
+        "data.root",
+        "data.workers",
+        "data.resident",
+        "data.verify",
+        "run.root",
+        "run.checkpoint_minutes",
+        "run.eval_batch_size",
+    }
 )
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -155,8 +155,8 @@ def _told(error: Exception, source: str) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's parser with YAML 1.2's core schema, and no key given twice."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-    yaml_constructors: dict[str | None, Callable[..., Any]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 as in the base class
+    yaml_constructors: ClassVar[dict[str | None, Callable[..., Any]]] = {}
 
     def pairs(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
         """The entries of a mapping; raises `ConstructorError` for a key that stands there twice."""
@@ -204,7 +204,6 @@ for _kind, _pattern, _first, _parse in (
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
     _Loader.add_constructor(_TAG + _kind, _scalar(_kind, _parse))
-_Loader.add_constructor(_TAG + "str", yaml.SafeLoader.construct_yaml_str)
-_Loader.add_constructor(_TAG + "seq", yaml.SafeLoader.construct_yaml_seq)
-_Loader.add_constructor(_TAG + "map", yaml.SafeLoader.construct_yaml_map)
-_Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)  # every other tag is refused
+for _tag in ("str", "seq", "map"):
+    _Loader.add_constructor(_TAG + _tag, yaml.SafeLoader.yaml_constructors[_TAG + _tag])
+_Loader.add_constructor(None, yaml.SafeLoader.yaml_constructors[None])  # refuses every other tag
