@@ -87,17 +87,6 @@ class Config(Settings):
     run: RunSettings = RunSettings()
     launch: LaunchSettings = LaunchSettings()
 
-    @property
-    def pool_size(self) -> int | None:
-        """The one size of all filter groups, where it was set; None: that of the mode, or heterogeneous."""
-        sizes = self.mplc_kernel_size
-        if self.heterogeneous or sizes is None:
-            return None
-        if isinstance(sizes, int):
-            return sizes
-        # The published params hold four sizes beside `heterogeneous: False`, which ignores them.
-        return sizes[0] if len(sizes) == 1 else None
-
     @model_validator(mode="before")
     @classmethod
     def _follow_heterogeneous(cls, given: Any) -> Any:

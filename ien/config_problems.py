@@ -90,13 +90,15 @@ def _explained(problem: Any, key: str, schema: dict[str, dict[str, Any]], settin
 
 
 def _nearest(key: str, known: Collection[str]) -> str:
-    """By the whole dotted key or by its last part: a setting may stand in the wrong section."""
-    last = {name.rpartition(".")[2]: name for name in known}
-    leaf = key.rpartition(".")[2]
-    near = [last[leaf]] if leaf in last else difflib.get_close_matches(key, known, n=1)
-    near = near or [last[match] for match in difflib.get_close_matches(leaf, last, n=1)]
-    near = near or difflib.get_close_matches(key, {name.partition(".")[0] for name in known}, n=1)
-    return f"did you mean {near[0]}?" if near else "`python -m ien.config` lists all settings"
+    """By the whole dotted key and by its last part: a setting may stand in the wrong section."""
+
+    def likeness(name: str) -> tuple[float, float]:
+        pairs = (key, name), (key.rpartition(".")[2], name.rpartition(".")[2])
+        ratios = [difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs]
+        return sum(ratios), max(ratios)
+
+    near = max(known, key=likeness)
+    return f"did you mean {near}?" if likeness(near)[1] > 0.6 else "`python -m ien.config` lists all settings"
 
 
 def _meant(value: Any, schema: dict[str, Any]) -> str:

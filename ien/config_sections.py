@@ -53,7 +53,7 @@ class DataSettings(Settings):
         default=None, description="images held out for validation: a number, or a share; null: the data set's default"
     )
     image_size: Count | None = Field(
-        default=None, description="side to which images are resized; null: as the network wants"
+        default=None, description="side to which images are resized; null: the one that the network was made for"
     )
     workers: int = Field(default=2, ge=0, description="processes that read a data set which is not resident")
     resident: Literal["auto", "always", "never"] = Field(default="auto", description="whole data set on the device")
