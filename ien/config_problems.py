@@ -93,6 +93,8 @@ def _nearest(key: str, known: Collection[str]) -> str:
     """By the whole dotted key and by its last part: a setting may stand in the wrong section."""
 
     def likeness(name: str) -> tuple[float, float]:
+        if key.startswith(f"{name}."):  # as in objective.tap_weights.block1
+            return 2, 1
         pairs = (key, name), (key.rpartition(".")[2], name.rpartition(".")[2])
         ratios = [difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs]
         return sum(ratios), max(ratios)
