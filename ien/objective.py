@@ -219,7 +219,7 @@ def warmed_up(beta_weight: float, epochs: float, warmup_epochs: float) -> float:
 
 def _classification(logits: Tensor, labels: Tensor, views: Views) -> tuple[dict[str, Tensor], dict[str, int]]:
     both = torch.cat((labels, labels[: views.second])) if views.second else labels
-    right = (logits.detach().argmax(dim=1) == both).float()
+    right = (logits.detach().argmax(dim=1) == both).double()  # counts, exactly
     counts = {"classification": views.whole_images + views.whole_second, "accuracy": views.whole_images}
     sums = {
         "classification": F.cross_entropy(logits.float(), both, reduction="sum"),

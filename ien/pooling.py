@@ -31,7 +31,7 @@ class ChannelMaxPool(nn.Module):
 
     def __init__(self, sizes: Sequence[int], ratio: Sequence[int] = (1,)):
         super().__init__()
-        if len(sizes) != len(ratio) or min(*sizes, *ratio, 1) < 1 or not sizes:
+        if not sizes or len(sizes) != len(ratio) or min(*sizes, *ratio) < 1:
             raise InputError(
                 f"ratio {list(ratio)} and mplc_kernel_size {list(sizes)} must be equally many whole numbers from 1 up"
             )

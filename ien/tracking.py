@@ -100,20 +100,24 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _rewind(path: Path, step: int) -> None:
-    """Drop what was written after `step`: the run takes it from there again."""
+    """Drop what was written after `step`, and a last test: the run takes it from there again."""
     if not path.exists():
         return
     lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = [line for line in lines if line.endswith("\n") and _stays(json.loads(line), step)]
     if len(kept) < len(lines):
         write_text(path, "".join(kept))
+
+
+def _stays(record: dict[str, Any], step: int) -> bool:
+    return record["step"] <= step and record["split"] != "test"
 
 
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     flat: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, dict):
-            flat += [(f"{name}/{part}", number) for part, number in value.items()]
+            flat += [(f"{name}/{part}", number) for part, number in value.items() if isinstance(number, float)]
         elif isinstance(value, float):
             flat.append((name, value))
     return flat
