@@ -8,10 +8,9 @@ the experiment.
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import signal
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -166,9 +165,15 @@ class _Streamed:
         self.stored, self.device, self.workers = _Stored(split), device, workers
 
     def read(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        reading = self._reading(batches)
+        _readings.add(reading)
+        return reading
+
+    def _reading(self, batches: Sequence[np.ndarray]) -> Generator[Batch, None, None]:
         if not batches:
             return
-        iterator = _started(self._loader(batches))
+        with _signals_blocked():
+            iterator = iter(self._loader(batches))
         try:
             while (batch := next(iterator, None)) is not None:
                 images, labels = batch
@@ -201,17 +206,6 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-_workers: weakref.WeakSet = weakref.WeakSet()
-
-
-def _started(loader: DataLoader) -> Iterator[Batch]:
-    before = set(multiprocessing.active_children())
-    with _signals_blocked():
-        iterator = iter(loader)
-    _workers.update(set(multiprocessing.active_children()) - before)
-    return iterator
-
-
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Workers inherit the mask: what a scheduler sends to the whole job is for the training process to answer alone."""
@@ -223,9 +217,11 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_readings: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
 @atexit.register
 def _end_workers() -> None:
     # A process that exits in the middle of an epoch would wait for ever for workers that do not hear its SIGTERM.
-    for worker in list(_workers):
-        if worker.is_alive():
-            worker.kill()
+    for reading in list(_readings):
+        reading.close()
