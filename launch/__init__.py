@@ -1,0 +1,1 @@
+"""How does a run come to the machines?"""
