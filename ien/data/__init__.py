@@ -1,6 +1,6 @@
 """What is seen? The data sets by name, how one is opened, and how its batches are made.
 
-A data set is a module with four names (`DatasetModule`) and one line in `DATASETS`.
+A data set is a module with a few names (`DatasetModule`) and one line in `DATASETS`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = ["DATASETS", "Batches", "Dataset", "DatasetModule", "InOrder", "Split"
 class DatasetModule(Protocol):
     """What a data set's module offers."""
 
+    SUMMARY: str  # one line for --help
     VAL_SPLIT: float | int  # held out where the user does not say
 
     def opened(

@@ -51,8 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = parser.add_subparsers(dest="dataset", metavar="{" + ",".join(DATASETS) + "}", required=True)
     for name, module in DATASETS.items():
-        summary = (module.__doc__ or "").split("\n")[0]
-        module.add_arguments(names.add_parser(name, help=summary, description=summary))
+        module.add_arguments(names.add_parser(name, help=module.SUMMARY, description=module.SUMMARY))
     return parser
 
 

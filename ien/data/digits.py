@@ -15,6 +15,7 @@ from ien.data.prepared import Dataset, Rows, Split, hold_out
 from ien.data.turning import draws, rotated
 from ien.data.writing import Plan
 
+SUMMARY = "scikit-learn's handwritten digits, rotated; embedded, nothing to prepare"
 VAL_SPLIT: float | int = 200
 SIDE, _BOX = 28, 20  # as in MNIST, the digit fills a 20×20 box, so that a turned one does not leave the frame
 TRAIN = 1_297  # of 1,797; the rest is the test set

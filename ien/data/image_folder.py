@@ -16,6 +16,7 @@ from ien.data.trees import Tree, decoded, open_tree
 from ien.data.writing import Block, Plan
 from ien.errors import InputError
 
+SUMMARY = "any folder of classes, resized to squares"
 VAL_SPLIT: float | int = 0.1
 SIDE = 64
 TEST_SPLIT = 0.2

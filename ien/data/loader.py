@@ -133,7 +133,8 @@ def _seen(images: Tensor, side: int | None) -> Tensor:
     seen = images.float().div_(255)
     if side is None or side == seen.shape[-1]:
         return seen
-    seen = F.interpolate(seen, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    shrinks = side < seen.shape[-1]  # enlarged, there is nothing to alias, and the filter would take twice as long
+    seen = F.interpolate(seen, size=(side, side), mode="bilinear", antialias=shrinks, align_corners=False)
     return seen.clamp_(0, 1)
 
 

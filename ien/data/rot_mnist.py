@@ -22,6 +22,7 @@ from ien.errors import InputError
 NAME = "rot_mnist"
 URL = "http://www.iro.umontreal.ca/~lisa/icml2007data/mnist_rotation_new.zip"
 TRAIN, TEST = 12_000, 50_000
+SUMMARY = "Rot-MNIST, from the official files or from plain MNIST by the same protocol"
 VAL_SPLIT: float | int = 2_000  # the usual protocol tunes on 10,000/2,000; val_split 0 trains on all 12,000
 _CLASSES = tuple("0123456789")
 _BLOCK = 1_000

@@ -16,6 +16,7 @@ from ien.data.turning import disc, draws, flipped, rotated
 from ien.data.writing import Block, Plan
 from ien.errors import InputError
 
+SUMMARY = "Rot-TIM, with --reflection R2-TIM, from Tiny-ImageNet or from the published folders"
 VAL_SPLIT: float | int = 0.1
 CLASSES = 100
 _ANNOTATIONS = "val/val_annotations.txt"
