@@ -74,11 +74,12 @@ def verify(path: Path) -> None:
         raise DamagedError("truncated")
     with path.open("rb") as file:
         digest = _digest(file, size - 2)
-        file.seek(size)
-        mark = file.read()
-    if not mark.startswith(_MARK):
+        file.seek(size - 2)
+        comment = file.read()
+    head = _COMMENT.to_bytes(2, "little") + _MARK
+    if not comment.startswith(head):
         raise DamagedError("truncated, or not a checkpoint of this program")
-    if mark[len(_MARK) :] != digest:
+    if comment[len(head) :] != digest:
         raise DamagedError("its content does not match its checksum")
 
 

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ien import checkpoint, config, train
+from ien.build import make_network, open_data
+from ien.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+# 8 steps of 128 digits an epoch; a checkpoint at every reading of the losses
+SMALL = """
+dataset: digits
+model: BasicCNN
+network: {width: 4}
+mode: R4
+tot_epochs: 2
+cyc_size: 2
+batch_size: 128
+max_lr: 0.01
+run: {log_every: 3, checkpoint_minutes: 1.0e-9, equivariance_images: 32, device: cpu}
+"""
+# what may differ between two runs of the same settings
+CLOCK = ("images_per_second", "seconds")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def start(settings: Path, root: Path, *overrides: str) -> dict[str, Any]:
+    return train.run(config.load(settings, [f"run.root={root}", "save_dir=run", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def whole(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never stopped."""
+    root = tmp_path_factory.mktemp("whole")
+    start(settings, root)
+    return root / "run"
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in CLOCK} for record in records]
+
+
+def tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Weights, optimizer, random states, figures and history, bit by bit."""
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        first, second = (tensors(checkpoint.load(folder / "checkpoints" / name)) for folder in (one, other))
+        assert len(first) == len(second) > 20
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert lines(one) == lines(other)
+    results = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
+    assert all(results[0][name] == results[1][name] for name in results[0] if name not in CLOCK)
+
+
+def command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=300
+    )
+
+
+def stop_after(epochs: int) -> Any:
+    """A report that ends the attempt like a crash, once `epochs` epochs are saved."""
+
+    def report(record: dict[str, Any]) -> None:
+        if record["epoch"] == epochs:
+            raise ConnectionError("the machine is gone")
+
+    return report
+
+
+def test_a_run_leaves_what_the_architecture_promises(whole: Path) -> None:
+    files = {path.name for path in whole.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "checkpoints"} <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    records = lines(whole)
+    splits = [(record["epoch"], record["split"]) for record in records[:-1]]
+    assert splits == [(1, "train"), (1, "val"), (2, "train"), (2, "val")]
+    assert (records[-1]["split"], records[-1]["step"]) in (("test", 8), ("test", 16))
+    for record in records:
+        assert set(record["equi_loss"]) == set(record["feature_norm"]) == {f"block{n}" for n in range(1, 7)}
+        assert 0 <= record["accuracy"] <= 1
+    assert not json.loads((whole / "environment.json").read_text())["variables"].keys() & {"HOME", "PATH"}
+
+
+def test_training_learns_and_becomes_more_equivariant(whole: Path) -> None:
+    result = json.loads((whole / "summary.json").read_text())
+    train_losses = [record["class_loss"] for record in lines(whole) if record["split"] == "train"]
+    assert train_losses[1] < train_losses[0]
+    assert all(result["relative_equivariance_error"][tap] < before
+               for tap, before in result["relative_equivariance_error_before"].items())  # fmt: skip
+
+
+def test_the_test_set_is_seen_once_and_best_is_chosen_without_it(whole: Path) -> None:
+    records = lines(whole)
+    assert [record["split"] for record in records].count("test") == 1
+    vals = [record for record in records if record["split"] == "val"]
+    best = max(vals, key=lambda record: (record["accuracy"], -record["class_loss"]))
+    assert checkpoint.load(whole / "checkpoints" / checkpoint.BEST)["record"]["epoch"] == best["epoch"]
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(
+    settings: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").iterdir()}
+    result = start(settings, whole.parent)
+    assert "is finished" in capsys.readouterr().err
+    assert result == json.loads((whole / "summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").iterdir()} == before
+
+
+def test_a_run_of_other_settings_is_refused_and_named(settings: Path, whole: Path) -> None:
+    with pytest.raises(InputError, match=r"other settings.*beta_weight.*1.*0\.5"):
+        start(settings, whole.parent, "beta_weight=0.5")
+
+
+def test_config_in_the_run_folder_repeats_the_run(whole: Path, tmp_path: Path) -> None:
+    train.run(config.load(whole / "config.yaml", [f"run.root={tmp_path}", "save_dir=run"]))
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_stopped_between_epochs_it_goes_on_to_the_same_bits(settings: Path, whole: Path, tmp_path: Path) -> None:
+    wanted = config.load(settings, [f"run.root={tmp_path}", "save_dir=run"])
+    with pytest.raises(ConnectionError):
+        train.run(wanted, report=stop_after(1))
+    torch.rand(7)  # the next attempt starts with other random states
+    train.run(wanted)
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_falls_back_to_its_predecessor(
+    settings: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = config.load(settings, [f"run.root={tmp_path}", "save_dir=run"])
+    with pytest.raises(ConnectionError):
+        train.run(wanted, report=stop_after(1))
+    last = tmp_path / "run" / "checkpoints" / checkpoint.LAST
+    last.write_bytes(last.read_bytes()[:-500])
+    train.run(wanted)
+    said = capsys.readouterr().err
+    assert f"passed over {last}: truncated" in said
+    assert "going on from epoch 0, step 6" in said  # the last reading of the losses within the first epoch
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_killed_twenty_times_it_ends_with_the_same_bits(settings: Path, tmp_path: Path) -> None:
+    longer = ["tot_epochs=10", "cyc_size=10", "batch_size=64", "save_dir=run"]
+    once = command("tests.attempts", str(settings), "0", "0", f"run.root={tmp_path / 'once'}", *longer)
+    assert once.returncode == 0, once.stdout + once.stderr
+    often = command("tests.attempts", str(settings), "20", "1", f"run.root={tmp_path / 'often'}", *longer)
+    assert often.returncode == 0, often.stdout + often.stderr
+    assert "killed 20" in often.stdout
+    assert often.stdout.count("going on from") >= 10
+    assert "passed over" not in often.stdout  # no damaged file
+    assert_equal_runs(tmp_path / "once" / "run", tmp_path / "often" / "run")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_see_the_same_batches_and_end_within_rounding(accumulate: int, tmp_path: Path) -> None:
+    torchrun = ["torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "-m"]
+    for name, words in (("one", []), ("two", torchrun)):
+        parts = "1" if name == "one" else str(accumulate)
+        done = command(*words, "tests.two_processes", str(tmp_path / name), parts)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    for (images, labels), (same_images, same_labels) in zip(one["seen"], two["seen"], strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+    for name, weight in one["weights"].items():
+        assert (weight - two["weights"][name]).abs().max() < 1e-5, name
+    for kind in ("losses", "val"):
+        assert one[kind] == pytest.approx(two[kind], rel=1e-4), kind
+
+
+def test_torchrun_trains_and_goes_on_to_the_same_bits(settings: Path, tmp_path: Path) -> None:
+    """Two processes with BatchNorm: a run that lost its newest checkpoint ends like one that was left alone."""
+    words = [
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "-m",
+        "ien.train",
+        "--config",
+        str(settings),
+    ]
+    for name in ("one", "other"):
+        done = command(*words, f"run.root={tmp_path / name}", "save_dir=run")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("epoch 1/2") == 1  # the first process alone speaks
+    folder = tmp_path / "other" / "run"
+    (folder / "summary.json").unlink()
+    (folder / "checkpoints" / checkpoint.PREVIOUS).replace(folder / "checkpoints" / checkpoint.LAST)
+    done = command(*words, f"run.root={tmp_path / 'other'}", "save_dir=run")
+    assert "going on from epoch 1, step 6" in done.stderr
+    assert_equal_runs(tmp_path / "one" / "run", folder)
+
+
+def test_training_false_tests_the_run_again(settings: Path, whole: Path) -> None:
+    result = json.loads((whole / "summary.json").read_text())
+    again = start(settings, whole.parent, "training=false")
+    assert again == json.loads((whole / "evaluation.json").read_text())
+    assert (again["accuracy"], again["class_loss"]) == (result["accuracy"], result["class_loss"])
+    with pytest.raises(InputError, match=r"holds no run to test; train it first"):
+        start(settings, whole.parent, "training=false", "save_dir=nowhere")
+    assert not (whole.parent / "nowhere").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    settings: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConnectionError):
+        train.run(config.load(settings, [f"run.root={tmp_path}", "save_dir=run"]), report=stop_after(1))
+    folder = tmp_path / "run" / "checkpoints"
+    state = checkpoint.load(folder / checkpoint.LAST)
+    state["model"]["head.3.weight"] *= float("inf")
+    checkpoint.save_last(folder, state)
+    poisoned = (folder / checkpoint.LAST).read_bytes()
+    done = command("ien.train", "--config", str(settings), f"run.root={tmp_path}", "save_dir=run")
+    assert done.returncode == 2
+    assert "error: the loss of step 8 is not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / checkpoint.LAST).read_bytes() == poisoned  # nothing was saved after the bad step
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(settings: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError):
+        train.run(config.load(settings, [f"run.root={tmp_path}", "save_dir=run"]), report=stop_after(1))
+    folder = tmp_path / "run" / "checkpoints"
+    good = (folder / checkpoint.LAST).read_bytes()
+    (folder / ".last.pt.new").symlink_to("/dev/full")
+    done = command("ien.train", "--config", str(settings), f"run.root={tmp_path}", "save_dir=run")
+    assert done.returncode == 2
+    assert f"error: cannot write {folder / checkpoint.LAST}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / checkpoint.LAST).read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["mode=R5x"], "R5x"),
+        (["beta_wieght=1"], "beta_weight"),
+        (["batch_size=40000"], "batch_size"),
+        (["network.width=30", "heterogeneous=R4-2-1"], "nearest: 22 or 33"),
+        (["dataset=rot_mnist", "data.root=nowhere"], "python -m ien.data rot_mnist"),
+        (["objective.tap_weights={blok1: 2}"], "did you mean 'block1'"),
+        (["run.device=cuda"], "sees no GPU") if not torch.cuda.is_available() else (["run.device=gpu"], "cuda"),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_status_2(
+    settings: Path, tmp_path: Path, overrides: Sequence[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(settings), f"run.root={tmp_path}", "save_dir=run", *overrides]
+    with pytest.raises(SystemExit) as exit:
+        train.main(arguments)
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in error if line.startswith("error: ")]) == 1
+    assert told in error[-1]
+
+
+VARIANTS = {
+    "R8 with reflections": ["mode=R8", "reflection=true", "network.width=8"],
+    "nearest, no disc": ["mode=R8", "group.interpolation=nearest", "group.disc=false", "network.width=8"],
+    "heterogeneous": ["heterogeneous=R4-2-1", "network.width=11"],
+    "own filter groups": ["heterogeneous=true", "ratio=[1, 1]", "mplc_kernel_size=[4, 2]", "network.width=8"],
+    "plain": ["beta_weight=0", "objective.augment=none"],
+    "relative, warmed up": ["objective.loss=relative", "objective.warmup_epochs=1", "objective.stop_gradient=true"],
+    "fewer second views": ["objective.second_views=0.25", "objective.tap_weights={block6: 0}"],
+    "AdamW, clipped, accumulated": ["optimizer.name=adamw", "optimizer.clip_norm=1", "optimizer.accumulate=4"],
+    "bf16, channels last": ["run.precision=bf16", "run.channels_last=true"],
+    "all training images": ["data.val_split=0"],
+    "streamed": ["data.resident=never", "data.workers=1"],
+    "Resnet18": ["model=Resnet18", "data.image_size=17"],
+    "VGG": ["model=VGG", "data.image_size=32"],
+}
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_every_setting_trains(settings: Path, tmp_path: Path, overrides: Sequence[str]) -> None:
+    small = ["tot_epochs=1", "cyc_size=1", "batch_size=64", "data.val_split=900", *overrides]
+    wanted = [setting for setting in small if setting.split("=")[0] not in {o.split("=")[0] for o in overrides}]
+    result = start(settings, tmp_path, *wanted, *overrides)
+    assert 0 <= result["accuracy"] <= 1
+    records = lines(tmp_path / "run")
+    assert records[0]["split"] == "train"
+    assert bool(records[0]["equi_loss"]) == (overrides != VARIANTS["plain"])
+    assert records[-1]["equi_loss"]  # measured in every case
+
+
+def test_streamed_and_resident_data_train_the_same_bits(settings: Path, whole: Path, tmp_path: Path) -> None:
+    start(settings, tmp_path, "data.resident=never", "data.workers=2")
+    first, second = (
+        checkpoint.load(folder / "checkpoints" / checkpoint.LAST)["model"] for folder in (whole, tmp_path / "run")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_compiled_steps_have_the_same_loss(settings: Path, tmp_path: Path) -> None:
+    one_step = ["tot_epochs=1", "cyc_size=1", "batch_size=64", "data.val_split=1200", "run.eval_batch_size=64"]
+    start(settings, tmp_path / "eager", *one_step)
+    start(settings, tmp_path / "compiled", *one_step, "run.compile=true")
+    eager, compiled = (lines(tmp_path / kind / "run")[0] for kind in ("eager", "compiled"))
+    assert eager["class_loss"] == pytest.approx(compiled["class_loss"], rel=1e-5)
+    assert eager["equi_loss"] == pytest.approx(compiled["equi_loss"], rel=1e-4)
+
+
+def test_initial_weights_depend_on_the_seed_alone(settings: Path) -> None:
+    wanted = config.load(settings, [])
+    dataset, group = open_data(wanted), train.build.make_group(wanted)
+    first = make_network(wanted, group, dataset).model.state_dict()
+    torch.rand(3)
+    again = make_network(wanted, group, dataset).model.state_dict()
+    other = make_network(config.load(settings, ["run.seed=1"]), group, dataset).model.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["block1.0.weight"], other["block1.0.weight"])
