@@ -1,0 +1,79 @@
+"""The shipped configs: every one can be loaded, says what it says, and costs what its header states."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ien import build, models
+from ien.config import Config, load
+
+CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+COSTED = [path for path in CONFIGS if path.stem != "quickstart"]
+IMAGES = {"rot_mnist": (10_000, 10, 1), "rot_tim": (45_000, 100, 3)}  # to train on, classes, channels
+
+
+def by_stem(path: Path) -> str:
+    return path.stem
+
+
+def network(settings: Config) -> torch.nn.Module:
+    """The network without its numbers: nothing is allocated."""
+    _, classes, channels = IMAGES[settings.dataset]
+    pool = build.make_pool(settings, build.make_group(settings))
+    entry = models.MODELS[settings.model]
+    with torch.device("meta"):
+        return entry.build(
+            models.default_width(settings.model, build.make_group(settings), pool), pool, classes, channels
+        ).eval()
+
+
+def test_every_dataset_and_mode_of_the_published_code_is_there() -> None:
+    modes = ("r4", "r8", "r4-2-1", "r8-4-2", "r8-4-2-1")
+    wanted = {f"{data}_{mode}" for data in ("rot_mnist", "rot_tim", "rot_tim_vgg") for mode in modes}
+    wanted |= {f"{data}_{mode}" for data in ("r2_tim", "r2_tim_vgg") for mode in ("r4", "r8-4-2", "r8-4-2-1")}
+    assert {path.stem for path in CONFIGS} >= wanted | {"quickstart"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=by_stem)
+def test_a_config_is_what_its_name_says(path: Path) -> None:
+    settings = load(path)
+    data, vgg, groups = re.fullmatch(r"(quickstart|rot_mnist|rot_tim|r2_tim)(_vgg)?_?(.*)", path.stem).groups()  # type: ignore[union-attr]
+    assert settings.save_dir == path.stem
+    assert settings.dataset == {"quickstart": "digits", "r2_tim": "rot_tim"}.get(data, data)
+    assert settings.reflection == (data == "r2_tim")
+    assert settings.model == ("VGG" if vgg else "Resnet18" if "tim" in data else "BasicCNN")
+    assert settings.heterogeneous == (groups.upper() if "-" in groups else False)
+    assert settings.mode == ("R8" if groups.startswith("r8") and not settings.reflection else "R4")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=by_stem)
+def test_a_header_gives_the_schema_and_the_commands(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=schema.json"
+    assert f"# train: python launch/submit.py --config configs/{path.name}" in lines
+    prepare = next(line for line in lines if line.startswith("# data: "))
+    settings = load(path)
+    if settings.dataset != "digits":
+        assert f"python -m ien.data {settings.dataset} --from " in prepare
+        assert prepare.endswith(" --reflection") == settings.reflection
+
+
+@pytest.mark.parametrize("path", COSTED, ids=by_stem)
+def test_a_header_states_the_true_cost(path: Path) -> None:
+    settings, header = load(path), path.read_text()
+    model, images = network(settings), IMAGES[settings.dataset][0]
+    side, channels = build.image_side(settings), IMAGES[settings.dataset][2]
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, channels, side, side, device="meta"))
+    parameters = sum(weights.numel() for weights in model.parameters())
+    flops = counter.get_total_flops()
+    assert f"{parameters:,} parameters; {flops / 1e9:.2f} GFLOP" in header
+    stated = re.search(r"an epoch is ([\d.]+) PFLOP:\n#\s+([\d,]+) images × 2 views × 3 ", header)
+    assert stated is not None
+    assert stated[2] == f"{images:,}"
+    assert float(stated[1]) == pytest.approx(images * 6 * flops / 1e15, abs=0.02)
