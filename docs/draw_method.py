@@ -1,7 +1,7 @@
 """Draws `docs/method.png` from two finished runs: python docs/draw_method.py RUN_BETA_0 RUN_BETA_1 [tap] [image]
 
-A row for each run: a test image, the same turned by 90°, the strongest pooled channel of a tap for the first, for the second
-turned back, and where the two differ. Both maps and their difference share one scale.
+A row for each run: a test image, the same turned by 90°, the strongest pooled channel of a tap for the first, for the
+second turned back, and where the two differ. Both maps and their difference share one scale.
 """
 
 from __future__ import annotations

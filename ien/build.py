@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ien import data, models
 from ien.config import Config
 from ien.data import Batches, Dataset, InOrder, Split, fits
 from ien.distributed import Processes
 from ien.engine import Engine
+from ien.errors import InputError
 from ien.groups import Group
 from ien.objective import EquivariantObjective, warmed_up
 from ien.optim import CyclicLR, optimizer
@@ -101,7 +104,20 @@ def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.run.seed)
         network = entry.build(width, pool, len(dataset.classes), dataset.channels, **kernels)
+    _check_side(network, dataset.channels, image_side(settings))
     return Tapped(network, network.taps, pool)
+
+
+def _check_side(network: nn.Module, channels: int, side: int) -> None:
+    """Try the shapes without computing: `InputError` where the images are too small for the layers."""
+    shapes = copy.deepcopy(network).to("meta").eval()
+    try:
+        shapes(torch.empty(1, channels, side, side, device="meta"))
+    except RuntimeError as error:
+        raise InputError(
+            f"data.image_size: images of {side}×{side} do not fit through {type(network).__name__} "
+            f"({str(error).splitlines()[0]}); leave it out for {network.image_side}, or write a larger one"
+        ) from error
 
 
 def open_data(settings: Config) -> Dataset:

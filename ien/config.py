@@ -124,6 +124,11 @@ class Config(Settings):
     def _fits_together(self) -> Config:
         if self.low_lr > self.max_lr:
             raise _refused("low_lr", f"{self.low_lr:g} is above max_lr {self.max_lr:g}; write one that is not")
+        if self.cyc_size > self.tot_epochs:
+            problem = f"a cycle of {self.cyc_size} epochs does not fit into tot_epochs {self.tot_epochs}"
+            raise _refused("cyc_size", f"{problem}; write {self.tot_epochs} or fewer")
+        if self.network.published_kernels and self.model != "VGG":
+            raise _refused("network.published_kernels", f"is of VGG alone, and model is {self.model}; write false")
         if self.objective.augment == "none" and self.beta_weight > 0:
             advice = "write beta_weight: 0, or objective.augment: group"
             raise _refused("beta_weight", f"{self.beta_weight:g} needs a second view, but augment is none; {advice}")

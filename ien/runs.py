@@ -39,9 +39,8 @@ class Folder:
 
     def open(self, settings: Config, device: torch.device) -> None:
         """Make the folder, or go on in it if it is of the same settings; `InputError` names those that differ."""
-        if self.settings.exists():
-            self._refuse_others(settings)
-        elif not settings.training:
+        config.refuse_other_settings(settings)
+        if not settings.training and not self.settings.exists():
             raise InputError(f"{self.path} holds no run to test; train it first with training=true")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -55,11 +54,3 @@ class Folder:
         """What `summary.json` holds."""
         content: dict[str, Any] = json.loads(self.summary.read_text())
         return content
-
-    def _refuse_others(self, settings: Config) -> None:
-        different = config.differences(config.load(self.settings), settings)
-        if different:
-            raise InputError(
-                f"{self.path} holds a run of other settings: {'; '.join(different)}; "
-                "take another save_dir, or give that run's settings to go on with it"
-            )

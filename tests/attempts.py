@@ -1,7 +1,7 @@
 """Starts one run again and again, kills it with SIGKILL at random moments, and lets the last attempt end.
 
 `python -m tests.attempts CONFIG KILLS SEED [key=value …]` prints how many attempts were killed in flight.
-Attempts are forked from a process that has imported everything, so that most of them die in training and not in imports.
+They are forked from a process that has imported everything, so that most of them die in training and not in imports.
 """
 
 from __future__ import annotations

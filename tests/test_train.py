@@ -180,7 +180,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(settings: Path, tmp_path
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_see_the_same_batches_and_end_within_rounding(accumulate: int, tmp_path: Path) -> None:
-    torchrun = ["torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "-m"]
+    torchrun = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m"]
     for name, words in (("one", []), ("two", torchrun)):
         parts = "1" if name == "one" else str(accumulate)
         done = command(*words, "tests.two_processes", str(tmp_path / name), parts)
@@ -200,7 +200,7 @@ def test_torchrun_trains_and_goes_on_to_the_same_bits(settings: Path, tmp_path: 
     words = [
         "torch.distributed.run",
         "--nproc_per_node=2",
-        "--master_port=0",
+        "--standalone",
         "-m",
         "ien.train",
         "--config",
@@ -264,6 +264,9 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(settings: 
         (["mode=R5x"], "R5x"),
         (["beta_wieght=1"], "beta_weight"),
         (["batch_size=40000"], "batch_size"),
+        (["cyc_size=3"], "does not fit into tot_epochs 2"),
+        (["data.image_size=7"], "images of 7×7 do not fit through BasicCNN"),
+        (["network.published_kernels=true"], "VGG alone"),
         (["network.width=30", "heterogeneous=R4-2-1"], "nearest: 22 or 33"),
         (["dataset=rot_mnist", "data.root=nowhere"], "python -m ien.data rot_mnist"),
         (["objective.tap_weights={blok1: 2}"], "did you mean 'block1'"),
