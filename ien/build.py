@@ -74,8 +74,6 @@ def parts(settings: Config, processes: Processes) -> Parts:
     dataset = open_data(settings)
     batches = _batches(settings, dataset, processes)
     tapped = make_network(settings, group, dataset).to(processes.device)
-    if settings.run.compile:
-        tapped.compile()
     return Parts(settings, processes, dataset, batches, tapped, _engine(settings, group, tapped, batches, processes))
 
 
@@ -183,4 +181,5 @@ def _engine(settings: Config, group: Group, tapped: Tapped, batches: Batches, pr
         clip_norm=settings.optimizer.clip_norm,
         channels_last=settings.run.channels_last,
         sync_batchnorm=settings.run.sync_batchnorm,
+        compile=settings.run.compile,
     )

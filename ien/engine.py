@@ -42,13 +42,16 @@ class Engine:
     clip_norm: float | None = None
     channels_last: bool = False
     sync_batchnorm: bool = False
+    compile: bool = False
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         device = self.processes.device
         if self.channels_last:
             self.tapped.to(memory_format=torch.channels_last)
-        self.network = self.processes.wrap(self.tapped, self.sync_batchnorm)
+        # Training alone: shapes are fixed there, and a pass in eval mode is not worth compiling for.
+        module = torch.compile(self.tapped) if self.compile else self.tapped
+        self.network = self.processes.wrap(module, self.sync_batchnorm)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.names = quantities(self.tapped.layers)
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -140,21 +139,14 @@ class Submitted:
             f"curves  tensorboard --logdir {settings.run.root}",
         ]
 
-    def followed(self) -> int:
-        """Print the log until the job ends; 0, or 1 if it failed, or 130 if the user did not want to wait."""
+    def followed(self) -> list[str]:
+        """Print the log until the job ends; returns how its processes failed, nothing if none did."""
         screen = _LogOnScreen(self.log)
-        try:
-            while not self._over():
-                screen.show()
-                time.sleep(0.3)
+        while not self._over():
             screen.show()
-        except KeyboardInterrupt:
-            print(f"\njob {self.number} goes on without being watched; stop it with: {self.stop}", file=sys.stderr)
-            return 130
-        failures = list(self._failures())
-        if failures:
-            print(f"job {self.number} failed (all of it: {self.log})", *failures, sep="\n", file=sys.stderr)
-        return 1 if failures else 0
+            time.sleep(0.3)
+        screen.show()
+        return list(self._failures())
 
     def _over(self) -> bool:
         if self.cluster == "local":

@@ -117,9 +117,15 @@ def _hand_over(settings: Config, cluster: str, wait: bool) -> None:
     from launch import jobs
 
     submitted = jobs.submit(settings, cluster)
-    print("\n".join(submitted.notes(settings)), flush=True)
-    if wait:
-        sys.exit(submitted.followed())
+    try:
+        print("\n".join(submitted.notes(settings)), flush=True)
+        failures = submitted.followed() if wait else []
+    except KeyboardInterrupt:
+        print(f"\njob {submitted.number} goes on unwatched; stop it with: {submitted.stop}", file=sys.stderr)
+        sys.exit(130)
+    if failures:
+        print(f"job {submitted.number} failed (all of it: {submitted.log})", *failures, sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -208,7 +208,7 @@ def test_ctrl_c_leaves_the_job_running_and_the_told_command_stops_it() -> None:
         os.killpg(watcher.pid, signal.SIGINT)  # what Ctrl-C in a terminal sends, and to whom
         _, said = watcher.communicate(timeout=20)
         assert watcher.returncode == 130
-        assert f"job {number} goes on without being watched; stop it with: kill -INT {number}" in said
+        assert f"job {number} goes on unwatched; stop it with: kill -INT {number}" in said
         time.sleep(1)
         assert jobs._alive(number)
     finally:
