@@ -72,8 +72,8 @@ class ChannelMaxPool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         shares = maps.split(self.shares(maps.shape[1]), dim=1)
-        # `max` and not `amax`: the gradient goes to one channel, by its index. That of `amax` compares the maps with their
-        # maximum, and where torch.compile recomputes them, rounding can leave no channel equal to it: 0/0.
+        # `max` and not `amax`: the gradient goes to one channel, by its index. That of `amax` compares the maps with
+        # their maximum, and where torch.compile recomputes them, rounding can leave no channel equal to it: 0/0.
         pooled = [
             share.unflatten(1, (-1, size)).max(dim=2).values if size > 1 else share
             for share, size in zip(shares, self.sizes, strict=True)
