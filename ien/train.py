@@ -173,6 +173,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.parts.tapped.parameters()),
             "seconds": self._seconds(),
             "processes": self.processes.count,
+            "data": self.parts.data.fingerprint,
         }
         if self.tracker:
             self.tracker.evaluation(tested)
@@ -186,6 +187,7 @@ class Trainer:
         if self.processes.first:
             state = {
                 "format": 1,
+                "data": self.parts.data.fingerprint,
                 "progress": asdict(self.progress),
                 "model": self.parts.tapped.model.state_dict(),
                 "optimizer": self.engine.optimizer.state_dict(),
@@ -212,6 +214,14 @@ class Trainer:
         if not found:
             return Progress()
         state = checkpoint.load(Path(found))
+        if state["data"] != self.parts.data.fingerprint:
+            changed = [
+                name for name, digest in self.parts.data.fingerprint.items() if state["data"].get(name) != digest
+            ]
+            raise InputError(
+                f"{self.folder.path} was trained on other data ({', '.join(changed)} of {self.parts.data.name} changed "
+                "since); prepare the data as they were, or take another save_dir"
+            )
         self.parts.tapped.model.load_state_dict(state["model"])
         self.engine.optimizer.load_state_dict(state["optimizer"])
         self.engine.scaler.load_state_dict(state["scaler"])

@@ -166,6 +166,19 @@ def test_a_damaged_checkpoint_falls_back_to_its_predecessor(
     assert_equal_runs(whole, tmp_path / "run")
 
 
+def test_data_that_changed_since_the_checkpoint_are_refused(settings: Path, tmp_path: Path) -> None:
+    wanted = config.load(settings, [f"run.root={tmp_path}", "save_dir=run"])
+    with pytest.raises(ConnectionError):
+        train.run(wanted, report=stop_after(1))
+    folder = tmp_path / "run" / "checkpoints"
+    state = checkpoint.load(folder / checkpoint.LAST)
+    name = next(iter(state["data"]))
+    state["data"][name] = "0" * 64  # as if the set had been prepared anew
+    checkpoint.save_last(folder, state)
+    with pytest.raises(InputError, match=f"was trained on other data .{name}"):
+        train.run(wanted)
+
+
 def test_killed_twenty_times_it_ends_with_the_same_bits(settings: Path, tmp_path: Path) -> None:
     longer = ["tot_epochs=10", "cyc_size=10", "batch_size=64", "save_dir=run"]
     once = command("tests.attempts", str(settings), "0", "0", f"run.root={tmp_path / 'once'}", *longer)
@@ -295,6 +308,7 @@ VARIANTS = {
     "relative, warmed up": ["objective.loss=relative", "objective.warmup_epochs=1", "objective.stop_gradient=true"],
     "fewer second views": ["objective.second_views=0.25", "objective.tap_weights={block6: 0}"],
     "AdamW, clipped, accumulated": ["optimizer.name=adamw", "optimizer.clip_norm=1", "optimizer.accumulate=4"],
+    "fp16": ["run.precision=fp16"],
     "bf16, channels last": ["run.precision=bf16", "run.channels_last=true"],
     "all training images": ["data.val_split=0"],
     "streamed": ["data.resident=never", "data.workers=1"],
