@@ -260,6 +260,7 @@ def test_every_setting_has_an_origin_and_a_meaning(tmp_path: Path) -> None:
             "command line: dataset: 'rot-mnist' is not allowed; "
             "write digits, rot_mnist, rot_tim, image_folder; did you mean rot_mnist?",
         ),
+        ("tot_epochs: 9", [], "cyc_size: a cycle of 70 epochs does not fit into tot_epochs 9; write 9 or fewer"),
         ("low_lr: 1", [], "x.yaml:3: low_lr: 1 is above max_lr 0.005; write one that is not"),
         (
             "",

@@ -21,6 +21,7 @@ TINY = """
 dataset: digits
 model: BasicCNN
 tot_epochs: 1
+cyc_size: 1
 save_dir: tiny
 network: {width: 8}
 run: {equivariance_images: 16}
