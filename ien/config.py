@@ -173,6 +173,7 @@ SECTIONS = frozenset(name for name, field in Config.model_fields.items() if isin
 FREE = frozenset(
     {
         "training",
+        "save_dir",  # a run folder may be renamed
         "data.root",
         "data.workers",
         "data.resident",

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Engine:
         if self.channels_last:
             self.tapped.to(memory_format=torch.channels_last)
         # Training alone: shapes are fixed there, and a pass in eval mode is not worth compiling for.
-        module = torch.compile(self.tapped) if self.compile else self.tapped
+        module = cast(nn.Module, torch.compile(self.tapped)) if self.compile else self.tapped
         self.network = self.processes.wrap(module, self.sync_batchnorm)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.names = quantities(self.tapped.layers)
