@@ -162,14 +162,14 @@ def _resident(settings: Config, split: Split, processes: Processes) -> bool:
 
 def _engine(settings: Config, group: Group, tapped: Tapped, batches: Batches, processes: Processes) -> Engine:
     wanted, steps = settings.objective, batches.steps_per_epoch
+    objective = EquivariantObjective(group, settings.beta_weight, wanted.loss, wanted.tap_weights, wanted.stop_gradient)
+    objective.check_taps(tapped.layers)
     schedule = CyclicLR(
         settings.low_lr, settings.max_lr, settings.cyc_size, settings.dec_scale, settings.tot_epochs, steps
     )
     return Engine(
         tapped=tapped,
-        objective=EquivariantObjective(
-            group, settings.beta_weight, wanted.loss, wanted.tap_weights, wanted.stop_gradient
-        ),
+        objective=objective,
         optimizer=optimizer(settings.optimizer.name, tapped.parameters(), settings.weight_decay_rate),
         processes=processes,
         batch_size=settings.batch_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -122,7 +122,7 @@ class EquivariantObjective:
         `beta` replaces `beta_weight` for this batch (a warm-up).
         """
         beta = self.beta_weight if beta is None else beta
-        self._check_weights(maps)
+        self.check_taps(maps)
         means, counts = _classification(logits, labels, views)
         penalty = torch.zeros((), device=logits.device)
         for name, tap in maps.items():
@@ -167,12 +167,14 @@ class EquivariantObjective:
             )  # fmt: skip
         return sum(count for element, count in runs if self.group.comparable(element, side))
 
-    def _check_weights(self, maps: Mapping[str, Tensor]) -> None:
+    def check_taps(self, taps: Iterable[str]) -> None:
+        """Raises `InputError` if `tap_weights` names a tap that there is not."""
+        taps = list(taps)
         for name in self.tap_weights:
-            if name not in maps:
-                near = difflib.get_close_matches(name, list(maps), n=1)
+            if name not in taps:
+                near = difflib.get_close_matches(name, taps, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"tap_weights names {name!r}, but the taps are {', '.join(maps)}{hint}")
+                raise InputError(f"tap_weights names {name!r}, but the taps are {', '.join(taps)}{hint}")
 
 
 @dataclass(frozen=True)

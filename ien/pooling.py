@@ -56,9 +56,10 @@ class ChannelMaxPool(nn.Module):
         if channels < 1 or channels % self.multiple:
             below = channels // self.multiple * self.multiple
             nearest = " or ".join(str(n) for n in (below, below + self.multiple) if n)
+            shared = f"shared as {':'.join(map(str, self.ratio))}" if len(self.ratio) > 1 else "put"
             raise InputError(
-                f"{channels} channels cannot be shared as {':'.join(map(str, self.ratio))} in filter groups of "
-                f"{', '.join(map(str, self.sizes))} (they must be a multiple of {self.multiple}; nearest: {nearest})"
+                f"{channels} channels cannot be {shared} in filter groups of {', '.join(map(str, self.sizes))} "
+                f"(they must be a multiple of {self.multiple}; nearest: {nearest})"
             )
         return tuple(channels // sum(self.ratio) * share for share in self.ratio)
 

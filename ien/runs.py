@@ -37,11 +37,14 @@ class Folder:
     def finished(self) -> bool:
         return self.summary.exists()
 
-    def open(self, settings: Config, device: torch.device) -> None:
-        """Make the folder, or go on in it if it is of the same settings; `InputError` names those that differ."""
+    def check(self, settings: Config) -> None:
+        """Raises `InputError` if the folder holds a run of other settings, or none where one is to be tested."""
         config.refuse_other_settings(settings)
         if not settings.training and not self.settings.exists():
             raise InputError(f"{self.path} holds no run to test; train it first with training=true")
+
+    def open(self, settings: Config, device: torch.device) -> None:
+        """Make the folder, or go on in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.settings.exists():

@@ -55,9 +55,8 @@ def run(settings: Config, report: Report | None = None) -> Record:
     with distributed.processes(settings.run.device) as processes:
         folder = Folder(config.run_dir(settings))
         if processes.first:
-            folder.open(settings, processes.device)
-        processes.wait()
-        if settings.training and folder.finished:
+            folder.check(settings)
+        if processes.agree("finished" if settings.training and folder.finished else ""):
             result = folder.result()
             _say(processes, f"{folder.path} is finished (epoch {result['epoch']})\n\n{evaluate.report_table(result)}")
             return result
@@ -66,6 +65,8 @@ def run(settings: Config, report: Report | None = None) -> Record:
         torch.manual_seed(build.mixed(settings.run.seed, processes.rank))  # dropout differs between processes
         if not settings.training:
             return _test_again(parts, folder)
+        if processes.first:  # only now: settings that cannot be used leave no folder behind
+            folder.open(settings, processes.device)
         _say(processes, _described(parts, folder))
         return Trainer(parts, folder, report).train()
 

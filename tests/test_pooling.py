@@ -76,3 +76,8 @@ def test_filter_groups_that_cannot_be_are_refused(sizes: list[int], ratio: list[
 def test_unknown_preset() -> None:
     with pytest.raises(InputError, match="R8-4-2-1, R8-4-2, R4-2-1"):
         ChannelMaxPool.from_name("R8-4")
+
+
+def test_refusal_of_homogeneous_groups() -> None:
+    with pytest.raises(InputError, match=r"30 channels cannot be put in filter groups of 4 .*nearest: 28 or 32"):
+        ChannelMaxPool([4]).width(30)

@@ -297,6 +297,7 @@ def test_bad_input_is_one_line_and_exit_status_2(
     error = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in error if line.startswith("error: ")]) == 1
     assert told in error[-1]
+    assert not (tmp_path / "run").exists()
 
 
 VARIANTS = {
