@@ -151,6 +151,18 @@ def test_stopped_between_epochs_it_goes_on_to_the_same_bits(settings: Path, whol
     assert_equal_runs(whole, tmp_path / "run")
 
 
+def test_dropout_goes_on_where_it_was(settings: Path, tmp_path: Path) -> None:
+    """VGG draws random numbers in every step: without the saved states a stopped run would end with other weights."""
+    vgg = ["model=VGG", "data.image_size=32", "data.val_split=1000", "batch_size=16", "run.log_every=2", "save_dir=run"]
+    for name in ("whole", "stopped"):
+        wanted = config.load(settings, [*vgg, f"run.root={tmp_path / name}"])
+        if name == "stopped":
+            with pytest.raises(ConnectionError):
+                train.run(wanted, report=stop_after(1))
+        train.run(wanted)
+    assert_equal_runs(tmp_path / "whole" / "run", tmp_path / "stopped" / "run")
+
+
 def test_a_damaged_checkpoint_falls_back_to_its_predecessor(
     settings: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

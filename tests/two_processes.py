@@ -16,7 +16,6 @@ from ien.data import Batches
 from ien.engine import Engine
 from ien.groups import Group
 from ien.objective import EquivariantObjective
-from ien.optim import optimizer
 from ien.pooling import ChannelMaxPool
 from ien.taps import Tapped
 
@@ -48,10 +47,10 @@ def main() -> None:
         engine = Engine(
             tapped,
             EquivariantObjective(Group(8)),
-            optimizer("adam", tapped.parameters(), 1e-7),
+            torch.optim.SGD(tapped.parameters(), momentum=0.9),  # unlike Adam not blind to the scale of gradients
             processes,
             BATCH,
-            lr=lambda step: 1e-3,
+            lr=lambda step: 0.05,
             beta=lambda step: 0.5,
             second_views=0.75,
             accumulate=accumulate,
