@@ -142,6 +142,17 @@ def mixed(*numbers: int) -> int:
 
 
 def _batches(settings: Config, dataset: Dataset, processes: Processes) -> Batches:
+    size, parts = settings.batch_size, processes.count * settings.optimizer.accumulate
+    if size % parts:
+        raise InputError(
+            f"batch_size: {size} does not divide by {processes.count} processes × {settings.optimizer.accumulate} "
+            f"accumulated parts; write batch_size={size // parts * parts or parts}"
+        )
+    if settings.objective.augment == "group" and round(settings.objective.second_views * size) < 1:
+        raise InputError(
+            f"objective.second_views: {settings.objective.second_views:g} of a batch of {size} is not one image; "
+            f"write {1 / size:.3g} or more, or objective.augment=none with beta_weight=0"
+        )
     return Batches(
         dataset.train,
         batch_size=settings.batch_size,

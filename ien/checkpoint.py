@@ -43,13 +43,16 @@ def save_best(folder: Path, state: dict[str, Any]) -> None:
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint to go on from, and a line for each file that was passed over.
 
-    `InputError` where there are files but none of them is whole.
+    A damaged `last.pt` is set aside as `last.pt.damaged`, so that the next save does not put it in the place of the
+    whole one. `InputError` where there are files but none of them is whole.
     """
     passed: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if path.exists():
             try:
                 verify(path)
+                if passed:
+                    (folder / LAST).replace(folder / f"{LAST}.damaged")
                 return path, passed
             except DamagedError as damage:
                 passed.append(f"{path}: {damage}")

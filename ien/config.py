@@ -180,7 +180,6 @@ FREE = frozenset(
         "data.verify",
         "run.root",
         "run.checkpoint_minutes",
-        "run.eval_batch_size",
     }
 )
 

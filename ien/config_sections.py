@@ -46,13 +46,13 @@ class OptimizerSettings(Settings):
 
 class DataSettings(Settings):
     root: str = Field(default="data", min_length=1, description="folder of the prepared data sets")
-    name: str | None = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] | None = Field(
         default=None, description="folder under root; null: the data set's own (rot_mnist, r2_tim …)"
     )
     val_split: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="images held out for validation: a number, or a share; null: the data set's default"
     )
-    image_size: Count | None = Field(
+    image_size: Annotated[int, Field(ge=1, le=2048)] | None = Field(
         default=None, description="side to which images are resized; null: the one that the network was made for"
     )
     workers: int = Field(default=2, ge=0, description="processes that read a data set which is not resident")
@@ -70,7 +70,7 @@ class RunSettings(Settings):
     compile: bool = Field(default=False, description="torch.compile")
     sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all processes")
     log_every: int = Field(default=50, ge=1, description="steps between readings of the losses")
-    eval_batch_size: int = Field(default=256, ge=1, description="images at once in evaluation, per process")
+    eval_batch_size: int = Field(default=256, ge=1, description="images at once in evaluation, over all processes")
     equivariance_images: int = Field(
         default=512, ge=1, description="test images on which the equivariance error is measured"
     )

@@ -57,7 +57,7 @@ class Processes:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self.sum(torch.zeros(1, device=self.device))
+        self.sum(torch.zeros(1, device=self.device)).item()  # NCCL alone would order the streams and not the hosts
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every process the first one's buffers (running statistics), so that all evaluate the same network."""
@@ -69,7 +69,9 @@ class Processes:
         """The module whose gradients are averaged over the processes; alone, the module itself."""
         if self.count == 1:
             return module
-        if sync_batchnorm and self.device.type == "cuda":
+        if sync_batchnorm and self.device.type != "cuda":
+            raise InputError("run.sync_batchnorm: torch has it on GPUs alone; write run.sync_batchnorm=false")
+        if sync_batchnorm:
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
@@ -103,5 +105,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         raise InputError("run.device is cuda, but torch sees no GPU here; write run.device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    here, seen = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if 1 < seen < here:
+        raise InputError(f"{here} processes on this machine have {seen} GPUs; start at most one process for each")
     # A scheduler may show each process its own GPU alone: then that one is number 0 for all.
     return torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)

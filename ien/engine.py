@@ -138,7 +138,8 @@ class Engine:
 
     def _note(self, terms: Terms, step: int) -> None:
         self._sums += self._stacked(terms)
-        bad = torch.where(torch.isfinite(terms.total.detach()), _NEVER, step)
+        # Filled on the device: a Python number in `torch.where` would be copied there, and the host would wait.
+        bad = torch.full_like(self._not_finite, step).masked_fill_(torch.isfinite(terms.total.detach()), _NEVER)
         self._not_finite = torch.minimum(self._not_finite, bad)
 
     def _stacked(self, terms: Terms) -> Tensor:

@@ -137,6 +137,8 @@ class Group:
         """
         side = square_side(images)
         assert sum(count for _, count in runs) == len(images), (runs, images.shape)
+        if not runs:
+            return images
         moved, start = [], 0
         for exact, span in _spans(runs):
             count = sum(n for _, n in span)

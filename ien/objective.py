@@ -131,6 +131,7 @@ class EquivariantObjective:
             compared = self._compared(name, tap, views.whole_runs)
             if not compared:
                 continue
+            # A share may have no second view where the whole batch has some: its sum is 0.
             term = self._equivariance(tap if beta else tap.detach(), views) * (views.shares / compared)
             means[f"equivariance/{name}"], counts[f"equivariance/{name}"] = term.detach(), compared
             penalty = penalty + self.tap_weights.get(name, 1.0) * term

@@ -47,7 +47,7 @@ class Tracker:
     def evaluation(self, record: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to TensorBoard."""
         with self.path.open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
+            lines.write(json.dumps(record, allow_nan=False) + "\n")
         for name, value in _scalars(record):
             self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
 

@@ -6,12 +6,14 @@ trains in as many processes as were started.
 
 from __future__ import annotations
 
-import argparse
+import errno
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ from ien.build import Parts
 from ien.config import Config
 from ien.distributed import Processes
 from ien.engine import set_precision
-from ien.errors import InputError, told_in_one_line
+from ien.errors import InputError, OneLineParser, told_in_one_line
 from ien.evaluate import Record, evaluation_record
 from ien.runs import Folder
 from ien.tracking import Tracker, write_json
@@ -30,15 +32,15 @@ Report = Callable[[Record], None]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: `python -m ien.train --config FILE [key=value …]`."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m ien.train",
         description="Train an implicitly equivariant network, or go on with a run that was stopped.",
         epilog="example: python -m ien.train --config configs/quickstart.yaml beta_weight=0.1 save_dir=beta_0.1",
     )
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
-    given = parser.parse_args(arguments)
     with told_in_one_line():
+        given = parser.parse_args(arguments)
         try:
             run(config.load(given.config, given.overrides))
         except KeyboardInterrupt:
@@ -65,10 +67,16 @@ def run(settings: Config, report: Report | None = None) -> Record:
         torch.manual_seed(build.mixed(settings.run.seed, processes.rank))  # dropout differs between processes
         if not settings.training:
             return _test_again(parts, folder)
-        if processes.first:  # only now: settings that cannot be used leave no folder behind
-            folder.open(settings, processes.device)
+        # Only now is the folder made: settings that cannot be used leave none behind.
+        lock = folder.open(settings, processes.device) if processes.first else None
         _say(processes, _described(parts, folder))
-        return Trainer(parts, folder, report).train()
+        try:
+            return Trainer(parts, folder, report).train()
+        except OSError as error:
+            raise _full(error, folder) from error
+        finally:
+            if lock:
+                lock.close()
 
 
 @dataclass
@@ -130,10 +138,7 @@ class Trainer:
         """Read the losses of the last `steps` steps, stop if one was not finite, and save if it is time."""
         losses, bad_step = self.engine.read()
         if bad_step is not None:
-            raise InputError(
-                f"the loss of step {bad_step} is not finite; the checkpoints in {self.folder.checkpoints} are from "
-                "before and good: lower max_lr, set optimizer.clip_norm or take run.precision=fp32, in another save_dir"
-            )
+            raise InputError(_not_finite(f"the loss of step {bad_step}", self.folder))
         sums = self.progress.losses
         self.progress.losses = {name: sums.get(name, 0.0) + mean * steps for name, mean in losses.items()}
         if self.tracker:
@@ -153,6 +158,7 @@ class Trainer:
         if len(self.parts.data.val):
             val = evaluation_record("val", progress.epoch + 1, step, self.parts.validate())
         record = val or train
+        self._refuse_ruined(record)
         if val is None or progress.best is None or _merit(val) > _merit(progress.best):
             progress.best = record
             self._save_best(record)
@@ -164,7 +170,7 @@ class Trainer:
     def _finish(self) -> Record:
         """Test the best weights, once, and write `summary.json`."""
         self.processes.wait()  # the first process has written them
-        best = checkpoint.load(self.folder.checkpoints / checkpoint.BEST)
+        best = self._best()
         tested = evaluate.test(self.parts, best["model"], best["record"]["epoch"], best["record"]["step"])
         result = {
             **tested,
@@ -181,8 +187,25 @@ class Trainer:
             write_json(self.folder.summary, result)
         return result
 
+    def _best(self) -> dict[str, Any]:
+        """What `best.pt` holds; the last weights, with a message, if that is damaged or gone."""
+        path = self.folder.checkpoints / checkpoint.BEST
+        try:
+            return checkpoint.load(path)
+        except (checkpoint.DamagedError, FileNotFoundError) as error:
+            _say(self.processes, f"passed over {path}: {error}; testing the last weights instead")
+            record = {"split": "train", "epoch": self.progress.epoch, "step": self.step}
+            return {"model": self.parts.tapped.model.state_dict(), "record": record}
+
+    def _refuse_ruined(self, record: Record | None = None) -> None:
+        """Raises `InputError` before anything is saved, if the weights, or a record's loss, are not finite."""
+        weights = torch.stack([weight.detach().isfinite().all() for weight in self.parts.tapped.parameters()]).all()
+        if not bool(weights) or (record and not math.isfinite(record["class_loss"])):
+            raise InputError(_not_finite(f"the network after step {self.step - 1}", self.folder))
+
     def _save(self) -> None:
         """Write `last.pt`: everything that must survive."""
+        self._refuse_ruined()
         self.progress.seconds = self._seconds()
         random = self.processes.gather(_random_state(self.processes.device))
         if self.processes.first:
@@ -252,9 +275,26 @@ def _test_again(parts: Parts, folder: Folder) -> Record:
     return tested
 
 
+def _not_finite(what: str, folder: Folder) -> str:
+    return (
+        f"{what} is not finite; the checkpoints in {folder.checkpoints} are from before: "
+        "lower max_lr, set optimizer.clip_norm or take run.precision=fp32, in another save_dir"
+    )
+
+
 def _merit(record: Record) -> tuple[float, float]:
     """What makes one validation better than another."""
     return record["accuracy"], -record["class_loss"]
+
+
+def _full(error: OSError, folder: Folder) -> Exception:
+    """One line for a disk that is full or cannot be written; any other error as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return error
+    return InputError(
+        f"cannot write into {folder.path}: {error.strerror}; its checkpoints are untouched: make room and give the "
+        "same command again"
+    )
 
 
 def _random_state(device: torch.device) -> torch.Tensor:

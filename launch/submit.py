@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the packages lie beside a script's folder, not in it
 
 from ien.config import Config, flat, load_with_origins, refuse_other_settings, run_dir
-from ien.errors import InputError, told_in_one_line
+from ien.errors import InputError, OneLineParser, told_in_one_line
 
 _EXAMPLES = """examples:
   python launch/submit.py --config configs/quickstart.yaml
@@ -27,9 +27,9 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with status 0, 2 for settings that cannot be used, 1 for a run that failed."""
-    given = _parser().parse_intermixed_args(arguments)
-    overrides = given.overrides + ([f"launch.executor={given.executor}"] if given.executor else [])
     with told_in_one_line():
+        given = _parser().parse_intermixed_args(arguments)
+        overrides = given.overrides + ([f"launch.executor={given.executor}"] if given.executor else [])
         settings, origins = load_with_origins(given.config, overrides)
         cluster, why = executor_for(settings)
         state = run_state(settings)
@@ -129,7 +129,7 @@ def _hand_over(settings: Config, cluster: str, wait: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python launch/submit.py",
         description="Train an implicitly equivariant network here, in several processes, or on a SLURM cluster. "
         "The same command goes on with a run that was stopped.",

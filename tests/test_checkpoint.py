@@ -11,6 +11,10 @@ from ien import checkpoint
 from ien.errors import InputError
 
 
+class KilledError(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
 def state(number: int) -> dict[str, Any]:
     return {"number": number, "weights": torch.arange(5000.0) + number}
 
@@ -46,18 +50,31 @@ def test_one_altered_byte_is_noticed(folder: Path, place: float) -> None:
     content = bytearray((folder / checkpoint.LAST).read_bytes())
     content[int(place * len(content)) if isinstance(place, float) else place] ^= 1
     (folder / checkpoint.LAST).write_bytes(content)
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.load(folder / checkpoint.LAST)
     path, passed_over = checkpoint.newest(folder)
     assert path == folder / checkpoint.PREVIOUS
     assert len(passed_over) == 1
     assert str(folder / checkpoint.LAST) in passed_over[0]
-    with pytest.raises(checkpoint.DamagedError):
-        checkpoint.load(folder / checkpoint.LAST)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
 def test_a_truncated_file_is_noticed(folder: Path, kept: float) -> None:
     content = (folder / checkpoint.LAST).read_bytes()
     (folder / checkpoint.LAST).write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    assert newest_number(folder) == 1
+
+
+def test_killed_in_the_save_after_a_fallback_there_is_still_a_whole_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / checkpoint.LAST).write_bytes((folder / checkpoint.LAST).read_bytes()[:-9])
+    assert newest_number(folder) == 1
+    assert {path.name for path in folder.iterdir()} == {"previous.pt", "last.pt.damaged"}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_put", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            checkpoint.save_last(folder, state(3))
     assert newest_number(folder) == 1
 
 
@@ -74,10 +91,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folder: Path) -> None:
         checkpoint.save_last(folder, state(3))
     assert newest_number(folder) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["last.pt", "previous.pt"]
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL: nobody catches it."""
 
 
 @pytest.mark.parametrize("call", range(6))

@@ -270,6 +270,42 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert (folder / checkpoint.LAST).read_bytes() == poisoned  # nothing was saved after the bad step
 
 
+def test_ruined_weights_are_never_saved(settings: Path, tmp_path: Path) -> None:
+    """A step so large that the network is lost after it, in the last step before a checkpoint."""
+    lost = ["max_lr=1e30", "low_lr=1e30", "batch_size=1000", "tot_epochs=1", "cyc_size=1", "save_dir=run"]
+    with pytest.raises(InputError, match=r"the network after step 0 is not finite"):
+        train.run(config.load(settings, [*lost, f"run.root={tmp_path}"]))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()  # nor written as a figure
+
+
+def test_damaged_best_weights_are_replaced_by_the_last_and_said(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(settings, tmp_path)
+    folder = tmp_path / "run"
+    (folder / "summary.json").unlink()
+    best = folder / "checkpoints" / checkpoint.BEST
+    best.write_bytes(best.read_bytes()[:-7])
+    result = start(settings, tmp_path)
+    assert f"passed over {best}: truncated" in capsys.readouterr().err
+    assert result["best_epoch"] == 2
+
+
+def test_a_run_in_use_refuses_a_second_process(settings: Path, tmp_path: Path) -> None:
+    wanted = config.load(settings, [f"run.root={tmp_path}", "save_dir=run"])
+
+    def second(record: dict[str, Any]) -> None:
+        done = command("ien.train", "--config", str(settings), f"run.root={tmp_path}", "save_dir=run")
+        assert done.returncode == 2
+        assert f"run is in use by process {os.getpid()} on" in done.stderr
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        train.run(wanted, report=second)
+    train.run(wanted)  # and is free again
+
+
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(settings: Path, tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         train.run(config.load(settings, [f"run.root={tmp_path}", "save_dir=run"]), report=stop_after(1))
@@ -289,6 +325,11 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(settings: 
         (["mode=R5x"], "R5x"),
         (["beta_wieght=1"], "beta_weight"),
         (["batch_size=40000"], "batch_size"),
+        (["objective.second_views=0.001"], "write 0.00781 or more"),
+        (["run.sync_batchnorm=yes"], "true or false"),
+        (["optimizer.accumulate=3"], "batch_size"),
+        (["--epochs=3"], "--help"),
+        (["data.name=../other"], "data.name"),
         (["cyc_size=3"], "does not fit into tot_epochs 2"),
         (["data.image_size=7"], "images of 7×7 do not fit through BasicCNN"),
         (["network.published_kernels=true"], "VGG alone"),
@@ -320,6 +361,7 @@ VARIANTS = {
     "plain": ["beta_weight=0", "objective.augment=none"],
     "relative, warmed up": ["objective.loss=relative", "objective.warmup_epochs=1", "objective.stop_gradient=true"],
     "fewer second views": ["objective.second_views=0.25", "objective.tap_weights={block6: 0}"],
+    "parts without a second view": ["objective.second_views=0.25", "optimizer.accumulate=32"],
     "AdamW, clipped, accumulated": ["optimizer.name=adamw", "optimizer.clip_norm=1", "optimizer.accumulate=4"],
     "fp16": ["run.precision=fp16"],
     "bf16, channels last": ["run.precision=bf16", "run.channels_last=true"],

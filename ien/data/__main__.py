@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from ien.data import DATASETS
 from ien.data.writing import Plan, already_prepared, write_prepared
-from ien.errors import InputError, told_in_one_line
+from ien.errors import OneLineParser, told_in_one_line
 
 EXAMPLES = """examples:
   python -m ien.data rot_mnist --from mnist_rotation_new.zip
@@ -37,13 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _prepare(plan, args.root, args.name or plan.name, args.force)
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see: {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m ien.data",
         description="Prepare a data set under --root (default: data).",
         epilog=EXAMPLES,
