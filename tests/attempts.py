@@ -36,19 +36,30 @@ def attempt(path: Path, overrides: list[str]) -> int:
     return child
 
 
+def first_save(last: Path, wait: float, leave_then: bool = False) -> float:
+    """Wait, at the longest until the first checkpoint if `leave_then`; returns when that came (60 s: not yet)."""
+    began, before, came = time.monotonic(), modified(last), 60.0
+    while (now := time.monotonic() - began) < wait and not (leave_then and came < 60.0):
+        if came == 60.0 and modified(last) != before:
+            came = now
+        time.sleep(0.005)
+    return came
+
+
+def modified(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
 def main() -> None:
     path, kills, seed, *overrides = sys.argv[1:]
-    moments, killed, to_first_checkpoint = random.Random(int(seed)), 0, 0.0
+    moments, killed, fastest = random.Random(int(seed)), 0, 60.0  # fastest: the way to a checkpoint on this machine
     last = config.run_dir(config.load(path, overrides)) / "checkpoints" / "last.pt"
-    for _ in range(int(kills)):
-        began = time.monotonic()
+    for number in range(int(kills)):
         child = attempt(Path(path), overrides)
-        if not to_first_checkpoint:  # how fast this machine is today
-            while not last.exists():
-                time.sleep(0.01)
-            to_first_checkpoint = time.monotonic() - began
-        else:
-            time.sleep(moments.uniform(0.1, 2.0) * to_first_checkpoint)
+        wait = moments.uniform(0.1, 2.0) * fastest if number else 60.0
+        fastest = min(fastest, first_save(last, wait, leave_then=number == 0))
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     status = os.waitstatus_to_exitcode(os.waitpid(attempt(Path(path), overrides), 0)[1])

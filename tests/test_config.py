@@ -345,7 +345,7 @@ def any_settings(draw: random.Random) -> dict[str, Any]:
     return SMALLEST | {
         "max_lr": draw.uniform(1e-5, 1) * 10 ** draw.randrange(12),
         "heterogeneous": draw.choice([False, *config.PRESETS]),
-        "data": {"name": text, "val_split": draw.choice([None, 0, 3, 0.25])},
+        "data": {"root": text or "data", "val_split": draw.choice([None, 0, 3, 0.25])},
         "objective": {"tap_weights": {text: draw.random(), "block.1": 1}},
         "save_dir": draw.choice(["1e3", "a/b", "012", "on", "null", "-x"]),
         "optimizer": {"clip_norm": draw.choice([None, 1e-30, 1e30])},

@@ -192,7 +192,7 @@ def test_data_that_changed_since_the_checkpoint_are_refused(settings: Path, tmp_
 
 
 def test_killed_twenty_times_it_ends_with_the_same_bits(settings: Path, tmp_path: Path) -> None:
-    longer = ["tot_epochs=10", "cyc_size=10", "batch_size=64", "save_dir=run"]
+    longer = ["tot_epochs=20", "cyc_size=20", "batch_size=64", "save_dir=run"]
     once = command("tests.attempts", str(settings), "0", "0", f"run.root={tmp_path / 'once'}", *longer)
     assert once.returncode == 0, once.stdout + once.stderr
     often = command("tests.attempts", str(settings), "20", "1", f"run.root={tmp_path / 'often'}", *longer)
