@@ -28,6 +28,7 @@ from ien.runs import Folder
 from ien.tracking import Tracker, write_json
 
 Report = Callable[[Record], None]
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what the user mends, not the program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +61,8 @@ def run(settings: Config, report: Report | None = None) -> Record:
             folder.check(settings)
         if processes.agree("finished" if settings.training and folder.finished else ""):
             result = folder.result()
-            _say(processes, f"{folder.path} is finished (epoch {result['epoch']})\n\n{evaluate.report_table(result)}")
+            done = f"{folder.path} is finished after {result['epochs']} epochs"
+            _say(processes, f"{done}\n\n{evaluate.report_table(result)}")
             return result
         set_precision(settings.run.precision)
         parts = build.parts(settings, processes)
@@ -73,7 +75,12 @@ def run(settings: Config, report: Report | None = None) -> Record:
         try:
             return Trainer(parts, folder, report).train()
         except OSError as error:
-            raise _full(error, folder) from error
+            if error.errno not in UNWRITABLE:
+                raise
+            raise InputError(
+                f"cannot write into {folder.path}: {error.strerror}; its checkpoints are untouched: make room and give "
+                "the same command again"
+            ) from error
         finally:
             if lock:
                 lock.close()
@@ -285,16 +292,6 @@ def _not_finite(what: str, folder: Folder) -> str:
 def _merit(record: Record) -> tuple[float, float]:
     """What makes one validation better than another."""
     return record["accuracy"], -record["class_loss"]
-
-
-def _full(error: OSError, folder: Folder) -> Exception:
-    """One line for a disk that is full or cannot be written; any other error as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-        return error
-    return InputError(
-        f"cannot write into {folder.path}: {error.strerror}; its checkpoints are untouched: make room and give the "
-        "same command again"
-    )
 
 
 def _random_state(device: torch.device) -> torch.Tensor:

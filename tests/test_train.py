@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -176,6 +177,16 @@ def test_a_damaged_checkpoint_falls_back_to_its_predecessor(
     assert f"passed over {last}: truncated" in said
     assert "going on from epoch 0, step 6" in said  # the last reading of the losses within the first epoch
     assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_elsewhere_is_one_line_too(settings: Path, tmp_path: Path) -> None:
+    def full(record: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wanted = config.load(settings, [f"run.root={tmp_path}", "save_dir=run"])
+    with pytest.raises(InputError, match=r"run: No space left on device; its checkpoints are untouched"):
+        train.run(wanted, report=full)
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1] == []
 
 
 def test_data_that_changed_since_the_checkpoint_are_refused(settings: Path, tmp_path: Path) -> None:
