@@ -26,6 +26,7 @@ def evaluation_record(split: str, epoch: int, step: int, means: dict[str, float 
         "step": step,
         "split": split,
         "class_loss": means["classification"],
+        "equivariance": means.get("equivariance"),  # the weighted sum over taps, as it is minimised
         "equi_loss": by_tap("equivariance/"),
         "accuracy": means["accuracy"],
         "accuracy_second_view": means.get("accuracy_second_view"),

@@ -58,8 +58,7 @@ class Tracker:
                 self.evaluation(record)
         left = self._seconds_left(train["step"])
         parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"class {train['class_loss']:.4f}"]
-        equi = sum((train["equi_loss"] or {}).values())
-        parts += [f"equi {equi:.4f}"] if train["equi_loss"] else []
+        parts += [f"equi {train['equivariance']:.4f}"] if train["equivariance"] is not None else []
         parts += [f"val accuracy {100 * val['accuracy']:.2f} %"] if val else []
         parts += [f"lr {train['lr']:.2g}", f"{train['images_per_second']:.0f} images/s", f"{_clock(left)} left"]
         self._bar.clear()

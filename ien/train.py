@@ -182,7 +182,8 @@ class Trainer:
         result = {
             **tested,
             "epochs": self.settings.tot_epochs,
-            "best_epoch": best["record"]["epoch"],
+            "weights": best.get("file", checkpoint.BEST),
+            "tested_epoch": best["record"]["epoch"],
             "validation": best["record"] if best["record"]["split"] == "val" else None,
             "parameters": sum(p.numel() for p in self.parts.tapped.parameters()),
             "seconds": self._seconds(),
@@ -202,7 +203,7 @@ class Trainer:
         except (checkpoint.DamagedError, FileNotFoundError) as error:
             _say(self.processes, f"passed over {path}: {error}; testing the last weights instead")
             record = {"split": "train", "epoch": self.progress.epoch, "step": self.step}
-            return {"model": self.parts.tapped.model.state_dict(), "record": record}
+            return {"model": self.parts.tapped.model.state_dict(), "record": record, "file": checkpoint.LAST}
 
     def _refuse_ruined(self, record: Record | None = None) -> None:
         """Raises `InputError` before anything is saved, if the weights, or a record's loss, are not finite."""
