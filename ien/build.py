@@ -21,6 +21,7 @@ from ien.groups import Group
 from ien.objective import EquivariantObjective, warmed_up
 from ien.optim import CyclicLR, optimizer
 from ien.pooling import ChannelMaxPool, group_size
+from ien.stopping import StopRequest
 from ien.taps import Tapped
 
 
@@ -52,6 +53,7 @@ class Parts:
             side=image_side(self.settings),
             resident=_resident(self.settings, split, self.processes),
             workers=self.settings.data.workers,
+            start_method=self.settings.data.start_method,
             limit=limit,
         )
 
@@ -68,13 +70,18 @@ class Parts:
         return self.engine.evaluate(self.in_order(self.data.test), len(self.data.test), self.eval_batch_size)
 
 
-def parts(settings: Config, processes: Processes) -> Parts:
-    """Everything, in the order in which it is needed. Raises `InputError` for what does not fit together."""
+def parts(settings: Config, processes: Processes, stop: StopRequest | None = None) -> Parts:
+    """Everything, in the order in which it is needed; `stop` says when to leave before the end.
+
+    Raises `InputError` for what does not fit together.
+    """
     group = make_group(settings)
     dataset = open_data(settings)
     batches = _batches(settings, dataset, processes)
     tapped = make_network(settings, group, dataset).to(processes.device)
-    return Parts(settings, processes, dataset, batches, tapped, _engine(settings, group, tapped, batches, processes))
+    engine = _engine(settings, group, tapped, batches, processes)
+    engine.stop = stop or engine.stop
+    return Parts(settings, processes, dataset, batches, tapped, engine)
 
 
 def make_group(settings: Config) -> Group:
@@ -163,6 +170,7 @@ def _batches(settings: Config, dataset: Dataset, processes: Processes) -> Batche
         side=image_side(settings),
         resident=_resident(settings, dataset.train, processes),
         workers=settings.data.workers,
+        start_method=settings.data.start_method,
     )
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ien.config_files import as_yaml, from_command_line, nested, read
+from ien.config_files import Setting, as_yaml, from_command_line, nested, read
 from ien.config_problems import allowed, by_dotted_key, told
 from ien.config_sections import (
     Count,
@@ -134,6 +134,7 @@ class Config(Settings):
             raise _refused("beta_weight", f"{self.beta_weight:g} needs a second view, but augment is none; {advice}")
         self._has_filter_groups()
         self._batch_divides()
+        self._signal_comes_in_time()
         return self
 
     def _has_filter_groups(self) -> None:
@@ -152,7 +153,7 @@ class Config(Settings):
             raise _refused("heterogeneous", f"{self.heterogeneous} is {preset[0]} of {preset[1]}; {advice}")
 
     def _batch_divides(self) -> None:
-        parts = (self.launch.nodes, self.launch.tasks_per_node, self.optimizer.accumulate)
+        parts = (self.launch.nodes, self.launch.tasks, self.optimizer.accumulate)
         whole = parts[0] * parts[1] * parts[2]
         if self.batch_size % whole:
             below = self.batch_size - self.batch_size % whole
@@ -160,6 +161,12 @@ class Config(Settings):
             names = "launch.nodes × launch.tasks_per_node × optimizer.accumulate"
             problem = f"{self.batch_size} does not divide by {whole} ({names} = {' × '.join(map(str, parts))})"
             raise _refused("batch_size", f"{problem}; write {near}")
+
+    def _signal_comes_in_time(self) -> None:
+        launch, default = self.launch, LaunchSettings().signal_delay_s
+        if launch.signal_delay_s not in (launch.signal_s, default):
+            problem = f"{launch.signal_delay_s} s are too long for launch.timeout_min {launch.timeout_min}"
+            raise _refused("launch.signal_delay_s", f"{problem}; write {launch.latest_signal_s} or less")
 
 
 def _refused(key: str, problem: str) -> PydanticCustomError:
@@ -176,10 +183,12 @@ FREE = frozenset(
         "save_dir",  # a run folder may be renamed
         "data.root",
         "data.workers",
+        "data.start_method",
         "data.resident",
         "data.verify",
         "run.root",
         "run.checkpoint_minutes",
+        "run.timeout_s",
     }
 )
 
@@ -192,12 +201,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load_with_origins(path, overrides)[0]
 
 
-def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
+def load_with_origins(
+    path: str | Path, overrides: Sequence[str] = (), below: Mapping[str, Setting] | None = None
+) -> tuple[Config, dict[str, str]]:
     """`load`, and where each value is from: dotted key → `default`, `configs/x.yaml:12` or `command line`.
 
-    What a setting of `heterogeneous` brings along is from `heterogeneous`.
+    `below` are settings over which the file's stand: a cluster's. What a setting of `heterogeneous` brings along is
+    from `heterogeneous`.
     """
-    settings = read(Path(path), SECTIONS) | from_command_line(overrides, SECTIONS)
+    settings = dict(below or {}) | read(Path(path), SECTIONS) | from_command_line(overrides, SECTIONS)
     try:
         config = Config.model_validate(nested(settings, SECTIONS))
     except ValidationError as error:

@@ -44,6 +44,8 @@ def by_dotted_key(config: type[BaseModel]) -> dict[str, dict[str, Any]]:
 
 def allowed(schema: dict[str, Any]) -> str:
     """In words what a JSON schema lets through: `a number ≥ 0 or null`."""
+    if "allowed" in schema:
+        return str(schema["allowed"])
     if "anyOf" in schema:
         return " or ".join(allowed(member) for member in schema["anyOf"])
     if "enum" in schema:

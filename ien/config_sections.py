@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,6 +57,9 @@ class DataSettings(Settings):
         default=None, description="side to which images are resized; null: the one that the network was made for"
     )
     workers: int = Field(default=2, ge=0, description="processes that read a data set which is not resident")
+    start_method: Literal["fork", "spawn", "forkserver"] | None = Field(
+        default=None, description="how those processes are started; null: Python's default"
+    )
     resident: Literal["auto", "always", "never"] = Field(default="auto", description="whole data set on the device")
     verify: bool = Field(default=True, description="compare the files' sha256 before a run")
 
@@ -74,10 +78,23 @@ class RunSettings(Settings):
     equivariance_images: int = Field(
         default=512, ge=1, description="test images on which the equivariance error is measured"
     )
-    checkpoint_minutes: float = Field(
-        default=10.0, gt=0, description="between checkpoints, besides those at epoch ends"
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="between checkpoints, besides those at epoch ends; null: from the time that a save takes",
     )
+    timeout_s: float = Field(default=600.0, ge=5, description="a process that does not answer for so long ends the run")
     root: str = Field(default="runs", min_length=1, description="folder of all runs")
+
+
+def _words(more: str = "", length: int = 128) -> Any:
+    """Text that can stand in a shell script and stays what it is: one line of a short alphabet."""
+    signs = ". _ : = , @ + / - " + " ".join("a space" if sign == " " else sign for sign in more)
+    said = f"1 to {length} characters from A-Z a-z 0-9 {signs}".strip()
+    rule = f"^[A-Za-z0-9._:=,@+/{re.escape(more)}-]{{1,{length}}}$"
+    return Field(pattern=rule, json_schema_extra={"allowed": said})
+
+
+Word = Annotated[str, _words()]
 
 
 class LaunchSettings(Settings):
@@ -85,8 +102,56 @@ class LaunchSettings(Settings):
         default="auto", description="who starts the processes"
     )
     nodes: int = Field(default=1, ge=1, description="machines")
-    tasks_per_node: int = Field(default=1, ge=1, description="processes on each machine, one per GPU")
-    cpus_per_task: Count | None = Field(default=None, description="CPU cores of a process; null: the cluster's default")
     gpus_per_node: int = Field(default=0, ge=0, description="GPUs asked for on each machine")
+    tasks_per_node: Count | None = Field(
+        default=None, description="processes on each machine; null: one per GPU, without GPUs one"
+    )
+    cpus_per_task: Count | None = Field(default=None, description="CPU cores of a process; null: the cluster's default")
     mem_gb: Annotated[float, Field(gt=0)] | None = Field(default=None, description="memory of a machine; null: default")
-    timeout_min: int = Field(default=1440, ge=1, description="minutes after which the job is ended")
+    timeout_min: int = Field(default=1440, ge=1, description="minutes after which a job is ended (and requeued)")
+    partition: Word | None = Field(default=None, description="SLURM partition")
+    account: Word | None = Field(default=None, description="SLURM account that pays")
+    qos: Word | None = Field(default=None, description="SLURM quality of service")
+    constraint: Annotated[str, _words("&|()[]*!")] | None = Field(
+        default=None, description="features that a node must have"
+    )
+    gres: Annotated[str, _words("()[]")] | None = Field(default=None, description="generic resources beside GPUs")
+    exclude: Annotated[str, _words("[]")] | None = Field(default=None, description="nodes to avoid")
+    reservation: Word | None = Field(default=None, description="SLURM reservation")
+    job_name: Word | None = Field(default=None, description="name of the job; null: from save_dir")
+    comment: Annotated[str, _words(" ")] | None = Field(default=None, description="comment of the job")
+    mail_user: Word | None = Field(default=None, description="who is written to")
+    mail_type: Word | None = Field(default=None, description="when: BEGIN, END, FAIL, REQUEUE, ALL")
+    container: Annotated[str, _words("#")] | None = Field(
+        default=None, description="image, for clusters with the pyxis plugin"
+    )
+    array_parallel: Count | None = Field(default=None, description="jobs of an array that run at once; null: all")
+    signal_delay_s: int = Field(
+        default=120, ge=10, description="seconds before the end of its time at which a job is told to save"
+    )
+    requeue: bool = Field(default=True, description="queue a job again that was stopped before its end")
+    max_timeouts: int = Field(default=50, ge=0, description="how often, after its time was over")
+    max_failures: int = Field(default=2, ge=0, description="how often, after a crash; never twice at the same step")
+    snapshot: bool = Field(default=True, description="SLURM: run a copy of the code as it was when submitted")
+
+    @property
+    def tasks(self) -> int:
+        """Processes on each machine."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def processes(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.tasks
+
+    @property
+    def latest_signal_s(self) -> int:
+        """The largest `signal_delay_s`: SLURM may be a minute early, and a signal that comes long before the end of the
+        time is taken for a preemption."""
+        whole = 60 * self.timeout_min
+        return int(max(0.2 * whole, 600) - 60) if whole > 720 else 3 * whole // 4
+
+    @property
+    def signal_s(self) -> int:
+        """`signal_delay_s`, or less where the time is so short that the default does not fit."""
+        return min(self.signal_delay_s, self.latest_signal_s)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ien.distributed import Processes
 from ien.metrics import Sums, add_up, equivariance_sums
 from ien.objective import EquivariantObjective, Terms, Views
 from ien.optim import set_lr
+from ien.stopping import Stopped, StopRequest
 from ien.taps import Tapped
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,7 +28,7 @@ class Engine:
     """Takes one process's share of a batch through the network, the objective and the optimizer.
 
     `batch_size` is global; `second_views` is the share of it that is seen twice in training; `lr` and `beta` give their
-    values at a step of the run. Losses stay on the device until `read` asks for them.
+    values at a step of the run; `stop` breaks off a pass without training. Losses stay on the device until `read` asks.
     """
 
     tapped: Tapped
@@ -44,6 +45,7 @@ class Engine:
     channels_last: bool = False
     sync_batchnorm: bool = False
     compile: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class Engine:
         self.names = quantities(self.tapped.layers)
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         self._steps = 0
+        self._read = ([0.0] * len(self.names), 0)  # totals over all processes, and steps, when they were last read
         self._not_finite = torch.full((), _NEVER, dtype=torch.int64, device=device)
 
     def train_step(self, images: Tensor, labels: Tensor, step: int) -> None:
@@ -83,14 +86,43 @@ class Engine:
 
         This is where the host waits for the device; every process must call it at the same step.
         """
-        divisor = max(1, self._steps * self.accumulate * self.processes.count)
-        means = (self.processes.sum(self._sums) / divisor).tolist()
+        totals: list[float] = self.processes.sum(self._sums).tolist()
+        before, steps = self._read
+        means = self._means([total - old for total, old in zip(totals, before, strict=True)], self._steps - steps)
+        self._read = totals, self._steps
         worst = int(self.processes.min(self._not_finite))
+        return means, None if worst == _NEVER else worst
+
+    def close_epoch(self) -> dict[str, float]:
+        """The means over all processes and all steps since the last such call."""
+        means = self._means(self.processes.sum(self._sums).tolist(), self._steps)
         self._sums.zero_()
-        self._steps = 0
-        seen = self.names if self.second_views else [n for n in self.names if not _needs_second_view(n)]
-        known = {name: mean for name, mean in zip(self.names, means, strict=True) if name in seen}
-        return known, None if worst == _NEVER else worst
+        self._steps, self._read = 0, ([0.0] * len(self.names), 0)
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the weights that a training step changes; every process must call it at the same step.
+
+        The sums are those of each process, in the order in which they were added up: what is measured after they are
+        restored is the same to the bit, wherever the run was cut.
+        """
+        sums = self.processes.gather(self._sums)
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sums": [one.cpu() for one in sums],
+            "steps": self._steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; another number of processes shares the sums evenly."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        sums = state["sums"]
+        mine = sums[self.processes.rank] if len(sums) == self.processes.count else torch.stack(sums).mean(dim=0)
+        self._sums.copy_(mine)
+        self._steps = state["steps"]
+        self._read = self.processes.sum(self._sums).tolist(), self._steps
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], total: int, batch_size: int) -> dict[str, float | None]:
@@ -101,7 +133,7 @@ class Engine:
         self.processes.share_buffers(self.tapped)
         self.tapped.eval()
         sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=self.processes.device)
-        for number, (images, labels) in enumerate(batches):
+        for number, (images, labels) in enumerate(self._until_asked(batches)):
             seen = number * batch_size
             rank, count = self.processes.rank, self.processes.count
             views = Views.plan(self.objective.group, min(batch_size, total - seen), 1.0, seen, rank, count).alone()
@@ -110,6 +142,7 @@ class Engine:
             terms = self.objective(logits, maps, labels, views, beta=0.0)
             counts = torch.tensor([terms.counts.get(name, 0) for name in self.names]).to(sums.device, non_blocking=True)
             sums += torch.stack((self._stacked(terms) * counts, counts))
+        self._leave_if_asked()
         totals, counted = self.processes.sum(sums).tolist()
         return {
             name: whole / count if count else None
@@ -121,8 +154,26 @@ class Engine:
         self.processes.share_buffers(tapped)
         tapped.eval()
         with full_precision():
-            sums = equivariance_sums(tapped, (images for images, _ in batches), self.objective.group)
+            seen = (images for images, _ in self._until_asked(batches))
+            sums = equivariance_sums(tapped, seen, self.objective.group)
+        self._leave_if_asked()
         return add_up(sums, self.processes.sum)
+
+    def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """A pass without training is broken off at once: nothing of it would be saved."""
+        for batch in batches:
+            if self.stop.asked():
+                return
+            yield batch
+
+    def _leave_if_asked(self) -> None:
+        if self.processes.any(self.stop.asked()):
+            raise Stopped
+
+    def _means(self, totals: list[float], steps: int) -> dict[str, float]:
+        divisor = max(1, steps * self.accumulate * self.processes.count)
+        seen = self.names if self.second_views else [n for n in self.names if not _needs_second_view(n)]
+        return {name: total / divisor for name, total in zip(self.names, totals, strict=True) if name in seen}
 
     def _forward(self, images: Tensor, labels: Tensor, step: int, part: int) -> Terms:
         mine = slice(part, None, self.accumulate)

@@ -6,12 +6,13 @@ import os
 import platform
 import re
 import socket
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ien.revision import revision
 
 PACKAGES = ("ien", "torch", "torchvision", "numpy", "pydantic", "submitit", "tensorboard")
 # Only variables that say how a run was started and on what: never a token, a key or a password.
@@ -35,22 +36,6 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "variables": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
     }
-
-
-def revision() -> dict[str, Any] | None:
-    """The commit of this project's working tree and whether it was clean; None outside of one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "clean": not _git(root, "status", "--porcelain")}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _version(name: str) -> str | None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 from ien import config, environment
 from ien.config import Config
 from ien.errors import InputError
+from ien.lock import Lock
+from ien.private import make_private, refuse_shared
 from ien.tracking import write_json, write_text
 
 
@@ -42,18 +41,19 @@ class Folder:
 
     def check(self, settings: Config) -> None:
         """Raises `InputError` if the folder holds a run of other settings, or none where one is to be tested."""
+        refuse_shared(self.path)
         config.refuse_other_settings(settings)
         if not settings.training and not self.settings.exists():
             raise InputError(f"{self.path} holds no run to test; train it first with training=true")
 
-    def open(self, settings: Config, device: torch.device) -> TextIO:
-        """Make the folder, or go on in it; it is this process's until the file that is returned is closed.
+    def open(self, settings: Config, device: torch.device, job: str, restart: int) -> Lock:
+        """Make the folder, or go on in it; it is this process's until the lock that is returned is released.
 
-        Raises `InputError` where another process has it, or where it cannot be written.
+        Raises `InputError` where another process has it, where it cannot be written, or where others can write it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = self._locked()
+            make_private(self.path)
+            lock = Lock(self.path, job, restart)
             if not self.settings.exists():
                 write_text(self.settings, config.resolved(settings))
             write_json(self.path / "environment.json", environment.describe(device))
@@ -62,20 +62,6 @@ class Folder:
             raise InputError(
                 f"cannot write into {self.path}: {error.strerror}; mend that, or take another run.root"
             ) from error
-
-    def _locked(self) -> TextIO:
-        # A POSIX lock: it ends with this process, however that ends, and data-loader workers do not inherit it.
-        lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise InputError(f"{self.path} is in use by {holder}; wait for it, or take another save_dir") from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        return lock
 
     def result(self) -> dict[str, Any]:
         """What `summary.json` holds."""

@@ -58,7 +58,7 @@ def main() -> None:
     last = config.run_dir(config.load(path, overrides)) / "checkpoints" / "last.pt"
     for number in range(int(kills)):
         child = attempt(Path(path), overrides)
-        wait = moments.uniform(0.1, 2.0) * fastest if number else 60.0
+        wait = moments.uniform(0.1, 4.0) * fastest if number else 60.0
         fastest = min(fastest, first_save(last, wait, leave_then=number == 0))
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ien import checkpoint, config, train
 from ien.build import make_network, open_data
 from ien.errors import InputError
+from tests.runs_compared import assert_equal_runs, lines
 
 ROOT = Path(__file__).parent.parent
 # 8 steps of 128 digits an epoch; a checkpoint at every reading of the losses
@@ -30,8 +30,6 @@ batch_size: 128
 max_lr: 0.01
 run: {log_every: 3, checkpoint_minutes: 1.0e-9, equivariance_images: 32, device: cpu}
 """
-# what may differ between two runs of the same settings
-CLOCK = ("images_per_second", "seconds")
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +49,6 @@ def whole(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     start(settings, root)
     return root / "run"
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in CLOCK} for record in records]
-
-
-def tensors(state: Any) -> list[Tensor]:
-    if isinstance(state, Tensor):
-        return [state]
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else []
-    return [tensor for part in parts for tensor in tensors(part)]
-
-
-def assert_equal_runs(one: Path, other: Path) -> None:
-    """Weights, optimizer, random states, figures and history, bit by bit."""
-    for name in (checkpoint.LAST, checkpoint.BEST):
-        first, second = (tensors(checkpoint.load(folder / "checkpoints" / name)) for folder in (one, other))
-        assert len(first) == len(second) > 20
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert lines(one) == lines(other)
-    results = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    assert all(results[0][name] == results[1][name] for name in results[0] if name not in CLOCK)
 
 
 def command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -177,7 +152,7 @@ def test_a_damaged_checkpoint_falls_back_to_its_predecessor(
     train.run(wanted)
     said = capsys.readouterr().err
     assert f"passed over {last}: truncated" in said
-    assert "going on from epoch 0, step 6" in said  # the last reading of the losses within the first epoch
+    assert "going on from epoch 0, step 7" in said  # the last reading of the losses within the first epoch
     assert_equal_runs(whole, tmp_path / "run")
 
 
@@ -252,7 +227,7 @@ def test_torchrun_trains_and_goes_on_to_the_same_bits(settings: Path, tmp_path: 
     (folder / "summary.json").unlink()
     (folder / "checkpoints" / checkpoint.PREVIOUS).replace(folder / "checkpoints" / checkpoint.LAST)
     done = command(*words, f"run.root={tmp_path / 'other'}", "save_dir=run")
-    assert "going on from epoch 1, step 6" in done.stderr
+    assert "going on from epoch 1, step 7" in done.stderr
     assert_equal_runs(tmp_path / "one" / "run", folder)
 
 

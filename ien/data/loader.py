@@ -12,6 +12,7 @@ import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Batches:
         side: int | None = None,
         resident: bool,
         workers: int = 0,
+        start_method: str | None = None,
     ) -> None:
         """Share `share` of `shares` of `split`; `resident` keeps its images on the device, else `workers` read them.
 
@@ -58,8 +60,8 @@ class Batches:
         self.batch_size, self.seed, self.share, self.shares = batch_size, seed, share, shares
         self.images = len(split)
         self.steps_per_epoch = len(split) // batch_size
-        self._side = side
-        self._reader = _reader(split, torch.device(device), resident, workers)
+        self.resident, self._side = resident, side
+        self._reader = _reader(split, torch.device(device), resident, workers, start_method)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of steps `start`, `start` + 1, … of an epoch, each of `batch_size` // `shares` images.
@@ -90,6 +92,7 @@ class InOrder:
         side: int | None = None,
         resident: bool,
         workers: int = 0,
+        start_method: str | None = None,
         limit: int | None = None,
     ) -> None:
         """`batch_size` over all shares; a process has `batch_size` // `shares` (at least one), the last is ragged."""
@@ -99,7 +102,7 @@ class InOrder:
         own = split.take(rows[share::shares])
         self.images = len(own)
         self._size, self._side = max(batch_size // shares, 1), side
-        self._reader = _reader(own, torch.device(device), resident, workers)
+        self._reader = _reader(own, torch.device(device), resident, workers, start_method)
 
     def __len__(self) -> int:
         return -(-self.images // self._size)
@@ -138,8 +141,10 @@ def _seen(images: Tensor, side: int | None) -> Tensor:
     return seen.clamp_(0, 1)
 
 
-def _reader(split: Split, device: torch.device, resident: bool, workers: int) -> _Resident | _Streamed:
-    return _Resident(split, device) if resident else _Streamed(split, device, workers)
+def _reader(
+    split: Split, device: torch.device, resident: bool, workers: int, start_method: str | None
+) -> _Resident | _Streamed:
+    return _Resident(split, device) if resident else _Streamed(split, device, workers, start_method)
 
 
 class _Resident:
@@ -162,8 +167,9 @@ class _Resident:
 class _Streamed:
     """Images stay in their file; worker processes read the batches ahead."""
 
-    def __init__(self, split: Split, device: torch.device, workers: int) -> None:
+    def __init__(self, split: Split, device: torch.device, workers: int, start_method: str | None) -> None:
         self.stored, self.device, self.workers = _Stored(split), device, workers
+        self.start_method = start_method if workers else None
 
     def read(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         reading = self._reading(batches)
@@ -188,6 +194,7 @@ class _Streamed:
             batch_sampler=batches,  # type: ignore[arg-type]
             collate_fn=_as_it_is,
             num_workers=self.workers,
+            multiprocessing_context=self.start_method,
             prefetch_factor=4 if self.workers else None,
             pin_memory=self.device.type == "cuda",
             # The default draws a seed from the global generator: a run would depend on how its data came.
@@ -212,6 +219,10 @@ def _signals_blocked() -> Iterator[None]:
     """Workers inherit the mask: what a scheduler sends to the whole job is for the training process to answer alone."""
     kept_away = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGCONT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, kept_away)
+    # Workers that are not forked have a process that tracks their shared memory, and starting that one lets SIGTERM and
+    # SIGINT through again: so it is started first, and they are blocked once more.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, kept_away)
     try:
         yield
     finally:

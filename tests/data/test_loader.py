@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -184,17 +185,27 @@ def test_workers_end_with_an_epoch_that_is_left_in_its_middle(stored: Split) -> 
     assert not multiprocessing.active_children()
 
 
-def test_signals_to_the_job_do_not_reach_the_workers(stored: Split) -> None:
-    batches = Batches(stored, batch_size=2, seed=0, resident=False, workers=2)
-    expected = list(batches.epoch(0))
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_signals_to_the_job_reach_none_of_the_loaders_processes(stored: Split, start_method: str) -> None:
+    """SLURM sends them to every process of a step: workers, those that start workers, those that track their memory."""
+    expected = list(Batches(stored, batch_size=2, seed=0, resident=False).epoch(0))
+    batches = Batches(stored, batch_size=2, seed=0, resident=False, workers=2, start_method=start_method)
     epoch = batches.epoch(0)
     found = [next(epoch)]
-    for worker, number in itertools.product(
-        multiprocessing.active_children(), (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-    ):
-        os.kill(worker.pid or 0, number)
+    helpers = below(os.getpid())
+    assert len(helpers) >= 2
+    for process, number in itertools.product(helpers, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)):
+        os.kill(process, number)
     assert equal(expected, found + list(epoch))
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    os.kill(tracker, 0)  # lives
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this process hears them as before
+
+
+def below(process: int) -> list[int]:
+    """The processes that `process` started, and those that they started."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *below(child))]
 
 
 LEFT = """
