@@ -1,81 +1,178 @@
-"""How does a run travel to its processes, and how is it watched? (the only importer of submitit)"""
+"""How does a run travel to its processes? (the only importer of submitit)"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+import shlex
 import signal
-import socket
-import time
-import zlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, JobPaths, pickle_load
+from submitit.core.utils import FailedJobError, JobPaths
 
 from ien.config import Config, run_dir
 from ien.errors import InputError
+from ien.ledger import Ledger, job_of
+from ien.private import make_private
+from ien.stopping import JOB_END, SIGNALS, Stopped
+from launch import slurm
+from launch.detached import detached
+from launch.sites import Site
+from launch.snapshot import code_of
 
 _ROOT = Path(__file__).resolve().parent.parent
+_SAFE = re.compile(r"/[A-Za-z0-9._=,@+/-]{0,254}")
 
 
-def submit(settings: Config, cluster: str) -> Submitted:
-    """Start the run on `slurm` or `local`. Raises `InputError` where the cluster, or the disk, refuses it."""
-    folder = run_dir(settings) / "jobs"
-    # The job's Python finds these packages as this one did, also where they are not installed.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    local = cluster == "local"
-    port = _free_port() if local else None
-    job = Job(settings.model_dump(mode="json"), port, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    try:
-        executor = submitit.AutoExecutor(folder, cluster=cluster)
-        executor.update_parameters(**submitit_parameters(settings))
-        number = _submitted_detached(executor, job) if local else executor.submit(job).job_id
-    except (OSError, RuntimeError, FailedJobError) as error:
-        raise InputError(f"{folder}: {cluster} refused the job: {' '.join(str(error).split())}") from error
-    return Submitted(number, cluster, folder, settings.launch.nodes * settings.launch.tasks_per_node)
+@dataclass(frozen=True)
+class Order:
+    """Runs that go to SLURM together: one job, or one array. All ask for the same resources.
+
+    `folder` takes what submitit writes; `code` is the tree that the job runs.
+    """
+
+    runs: tuple[Config, ...]
+    site: Site
+    folder: Path
+    code: Path = _ROOT
+
+    @property
+    def script(self) -> str:
+        """The sbatch script, to the letter."""
+        executor = self._executor()
+        if len(self.runs) > 1:
+            executor.parameters["map_count"] = len(self.runs)
+        return executor._make_submission_file_text(executor._submitit_command_str, uid="")
+
+    def submit(self) -> list[Submitted]:
+        """Hand it over. Raises `InputError` of one line if SLURM, or the disk, refuses it."""
+        try:
+            make_private(self.folder)
+            for run in self.runs:
+                make_private(run_dir(run))
+            self._index.write_text(json.dumps(self._policy, indent=2))
+            jobs = [Job(run.model_dump(mode="json")) for run in self.runs]
+            with _environment(slurm.scrubbed(os.environ)):
+                executor = self._executor()
+                with executor.batch():
+                    numbers = [executor.submit(job) for job in jobs]
+        except (OSError, RuntimeError, FailedJobError) as error:
+            raise InputError(f"{self.folder}: slurm refused the job: {' '.join(str(error).split())}") from error
+        tasks = self.runs[0].launch.processes
+        pairs = zip(self.runs, numbers, strict=True)
+        return [Submitted(run, number.job_id, "slurm", self.folder, tasks).noted(self.code) for run, number in pairs]
+
+    def _executor(self) -> _Executor:
+        executor = _Executor(self.folder, python=self.site.python)
+        executor.code = self.code
+        executor.update_parameters(**self._parameters())
+        return executor
+
+    def _parameters(self) -> dict[str, Any]:
+        launch = self.runs[0].launch
+        named = ("partition", "account", "qos", "constraint", "gres", "exclude", "comment", "mail_user", "mail_type")
+        more: dict[str, Any] = {"requeue": True} if launch.requeue else {"no-requeue": True}
+        steps = ["--kill-on-bad-exit=1"]
+        # srun takes neither from the job in every version.
+        steps += [f"--cpus-per-task={launch.cpus_per_task}"] if launch.cpus_per_task else []
+        steps += [f"--container-image={launch.container}"] if launch.container else []
+        asked: dict[str, Any] = {
+            "job_name": launch.job_name or self.runs[0].save_dir.replace("/", "-")[:128],
+            "time": launch.timeout_min,
+            "nodes": launch.nodes,
+            "ntasks_per_node": launch.tasks,
+            "cpus_per_task": launch.cpus_per_task,
+            "gpus_per_node": launch.gpus_per_node or None,
+            "mem": None if launch.mem_gb is None else f"{round(1024 * launch.mem_gb)}MB",
+            **{name: getattr(launch, name) for name in named},
+            "signal_delay_s": launch.signal_s,
+            "array_parallelism": launch.array_parallel or len(self.runs),
+            "stderr_to_stdout": True,  # one log to follow
+            "srun_args": steps,
+            "additional_parameters": more | ({"reservation": launch.reservation} if launch.reservation else {}),
+            # The batch shell outlives its step, so that it can queue the job again.
+            "setup": ["trap : TERM USR1 USR2", *self.site.lines],
+            "teardown": [shlex.join([sys.executable, f"{self.code}/launch/requeue.py", str(self._index)]) + " $?"],
+        }
+        return {"wckey": None} | {name: value for name, value in asked.items() if value is not None}
+
+    @property
+    def _index(self) -> Path:
+        """Names the runs for the batch script, which knows its number in the array alone."""
+        digest = hashlib.sha256(json.dumps(self._policy).encode()).hexdigest()[:12]
+        return self.folder / f"runs-{digest}.json"
+
+    @property
+    def _policy(self) -> dict[str, Any]:
+        launch = self.runs[0].launch
+        limits = {"max_timeouts": launch.max_timeouts, "max_failures": launch.max_failures}
+        runs = [str(run_dir(run).absolute()) for run in self.runs]
+        return {"requeue": launch.requeue, **limits, "signal_delay_s": launch.signal_s, "runs": runs}
 
 
-def submitit_parameters(settings: Config) -> dict[str, Any]:
-    """What `submitit.AutoExecutor.update_parameters` is given; what is not set is left to the cluster."""
-    launch = settings.launch
-    asked = {
-        "name": settings.save_dir.replace("/", "-"),
-        "nodes": launch.nodes,
-        "tasks_per_node": launch.tasks_per_node,
-        "cpus_per_task": launch.cpus_per_task,
-        "gpus_per_node": launch.gpus_per_node or None,
-        "mem_gb": launch.mem_gb,
-        "timeout_min": launch.timeout_min,
-        "stderr_to_stdout": True,  # one log to follow
-    }
-    return {name: value for name, value in asked.items() if value is not None}
+class _Executor(submitit.SlurmExecutor):
+    """submitit's, with a task of our own that misses no signal while Python starts."""
+
+    code: Path
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{self.python} -u {shlex.quote(f'{self.code}/launch/task.py')} {shlex.quote(str(self.folder))}"
+
+
+def order(runs: Sequence[Config], site: Site, folder: Path, snapshot: bool) -> Order:
+    """What `runs` become on SLURM; with `snapshot`, the code's copy is made now.
+
+    Raises `InputError` for a path that a script, or SLURM, would not take as it is.
+    """
+    runs = tuple(runs)
+    folder = folder.absolute()
+    code = code_of(Path(runs[0].run.root).absolute() / ".code", make=snapshot) if runs[0].launch.snapshot else _ROOT
+    for path in (folder, code, *(run_dir(run).absolute() for run in runs)):
+        if not _SAFE.fullmatch(str(path)):
+            shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}…"
+            allowed = "at most 255 characters from A-Z a-z 0-9 . _ = , @ + / -"
+            raise InputError(f"run.root: {shown!r} cannot stand in a job's script; write a path of {allowed}")
+    return Order(runs, site, folder, code)
 
 
 @dataclass(frozen=True)
 class Job:
     """A run as it travels to its processes: plain data, so that an edited file does not change a waiting job.
 
-    `port`: where the processes of one machine meet; None: from the job's number, the same in all of them.
-    `visible_gpus`: CUDA_VISIBLE_DEVICES of the shell that submitted.
+    `visible_gpus`: CUDA_VISIBLE_DEVICES of the shell that submitted to this machine.
     """
 
     settings: dict[str, Any]
-    port: int | None = None
     visible_gpus: str | None = None
 
     def __call__(self) -> dict[str, Any]:
         """In each process: take its place among the others, then run."""
+        # Instead of submitit's own, which save and requeue in the handler. Ignoring them would drop what is waiting.
+        for number in (*SIGNALS, signal.SIGCONT):
+            signal.signal(number, lambda *_: None)
         environment = submitit.JobEnvironment()
-        os.environ.update(process_variables(environment, self.port))
         if environment.cluster == "local":
             self._see_the_shells_gpus()
+        os.environ.update(process_variables(environment))
         self._share_the_cores(environment)
         from ien import train  # only now: torch reads the environment when it is loaded
 
-        return train.run(Config.model_validate(self.settings))
+        try:
+            return train.run(Config.model_validate(self.settings))
+        except Stopped:
+            return {"stopped": True}  # in order, so that srun does not end the other processes for this one
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
 
     def _see_the_shells_gpus(self) -> None:
         """submitit's local executor hides all GPUs but the `gpus_per_node` first ones, by default every one."""
@@ -98,23 +195,37 @@ def _cores_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def process_variables(environment: submitit.JobEnvironment, port: int | None) -> dict[str, str]:
-    """torchrun's names, which `ien.distributed` reads. LOCAL_RANK picks the GPU among all that are visible."""
+def process_variables(environment: submitit.JobEnvironment, folder: Path | None = None) -> dict[str, str]:
+    """torchrun's names, which `ien.distributed` reads. LOCAL_RANK picks the GPU among all that are visible.
+
+    The processes meet through a file in `folder` (submitit's, if None), which is named after the job and its restart: a
+    process that is left over from before a requeue waits at another.
+    """
+    from ien.distributed import RENDEZVOUS
+
     local = environment.cluster == "local"
-    return {
+    job, restart = (f"local-{os.getppid()}", 0) if local else job_of(os.environ)
+    place = (folder or environment.paths.folder) / f"rendezvous-{job}-{restart}.json"
+    variables = {
         "MASTER_ADDR": "127.0.0.1" if local else environment.hostnames[0],
-        "MASTER_PORT": str(port or 20000 + zlib.crc32(environment.job_id.encode()) % 10000),
+        RENDEZVOUS: str(place),
         "RANK": str(environment.global_rank),
         "WORLD_SIZE": str(environment.num_tasks),
         "LOCAL_RANK": str(environment.local_rank),
         "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
     }
+    if local:
+        variables["IEN_JOB"] = job
+    elif environment.global_rank == 0 and (end := slurm.job_end(job)):
+        variables[JOB_END] = str(end)
+    return variables
 
 
 @dataclass(frozen=True)
 class Submitted:
     """A job that was handed over: `number` is SLURM's, or the process id of submitit's controller."""
 
+    run: Config
     number: str
     cluster: str
     folder: Path
@@ -126,117 +237,55 @@ class Submitted:
         return self.folder / JobPaths(self.folder, self.number, 0).stdout.name
 
     @property
+    def job(self) -> str:
+        """Its name in the ledger."""
+        return self.number if self.cluster == "slurm" else f"local-{self.number}"
+
+    @property
     def stop(self) -> str:
         return f"scancel {self.number}" if self.cluster == "slurm" else f"kill -INT {self.number}"
 
-    def notes(self, settings: Config) -> list[str]:
-        """What a user does next."""
-        return [
-            f"job     {self.number} ({self.processes} {'process' if self.processes == 1 else 'processes'})",
-            f"run     {run_dir(settings)}",
-            f"follow  tail -F {self.log}",
-            f"stop    {self.stop}    (the same command goes on from the last checkpoint)",
-            f"curves  tensorboard --logdir {settings.run.root}",
-        ]
-
-    def followed(self) -> list[str]:
-        """Print the log until the job ends; returns how its processes failed, nothing if none did."""
-        screen = _LogOnScreen(self.log)
-        while not self._over():
-            screen.show()
-            time.sleep(0.3)
-        screen.show()
-        return list(self._failures())
-
-    def _over(self) -> bool:
-        if self.cluster == "local":
-            return not _alive(int(self.number))
-        return submitit.SlurmJob(self.folder, self.number, tasks=list(range(self.processes))).done()
-
-    def _failures(self) -> Iterator[str]:
-        """The end of each failed process's error, a text that several share once."""
-        told: set[str] = set()
-        for process in range(self.processes):
-            path = JobPaths(self.folder, self.number, process).result_pickle
-            outcome, result = (
-                pickle_load(path) if path.exists() else ("error", "ended without a result: was it killed?")
-            )
-            text = _end_of(result) if outcome == "error" else ""
-            if text and text not in told:
-                told.add(text)
-                yield f"process {process}: {text}"
+    def noted(self, code: Path | None = None) -> Submitted:
+        """Write it into the run's ledger."""
+        book = Ledger(run_dir(self.run), self.job)
+        template = str(self.log).replace("_0_log.out", "_{rank}_log.out")
+        time_limit = self.run.launch.timeout_min if self.cluster == "slurm" else None
+        book.add("submitted", log=template, code=str(code) if code else None, timeout_min=time_limit)
+        return self
 
 
-def _end_of(traceback: str) -> str:
-    """The line of an `InputError`, which says all; of any other error where it was raised, and the error."""
-    _, told, line = traceback.strip().rpartition("ien.errors.InputError: ")
-    return line if told else "\n".join(traceback.strip().splitlines()[-3:])
-
-
-class _LogOnScreen:
-    """A growing log, printed line by line without what submitit says itself."""
-
-    def __init__(self, path: Path):
-        self._path, self._position, self._hidden = path, 0, False
-
-    def show(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            whole = file.read().rpartition(b"\n")
-        self._position += len(whole[0] + whole[1])
-        for line in whole[0].decode(errors="replace").splitlines():
-            self._hidden |= line.startswith("submitit ERROR")  # its traceback follows; `_failures` tells the end of it
-            if not self._hidden and not line.startswith("submitit "):
-                print(line, flush=True)
-
-
-def _submitted_detached(executor: submitit.AutoExecutor, job: Job) -> str:
-    """Submit from a session of its own, so that neither Ctrl-C nor the terminal's end reaches the processes.
-
-    submitit starts the local controller as an ordinary child: in this session it would be interrupted with us, and
-    would keep our output open.
-    """
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _submit_and_exit(executor, job, tell)
-    os.close(tell)
-    with os.fdopen(told) as answer:
-        number = answer.read()
-    os.waitpid(child, 0)
-    if not number.isdecimal():
-        raise RuntimeError(number or "the local controller did not start")
-    return number
-
-
-def _submit_and_exit(executor: submitit.AutoExecutor, job: Job, tell: int) -> None:
-    """In the forked child; the controller inherits its session, its output and its handling of SIGINT."""
+def submit_locally(settings: Config) -> Submitted:
+    """Start the run in processes of this machine. Raises `InputError` where that fails."""
+    folder = run_dir(settings) / "jobs"
+    launch = settings.launch
+    # The job's Python finds these packages as this one did, also where they are not installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    job = Job(settings.model_dump(mode="json"), os.environ.get("CUDA_VISIBLE_DEVICES"))
     try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell has it ignored, and `kill -INT` stops the job
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(quiet, stream)
-        os.write(tell, executor.submit(job).job_id.encode())
-    except Exception as error:
-        os.write(tell, f"{error}".encode())
+        make_private(run_dir(settings))
+        make_private(folder)
+        executor = submitit.LocalExecutor(folder)
+        executor.update_parameters(
+            tasks_per_node=launch.tasks,
+            gpus_per_node=launch.gpus_per_node,
+            timeout_min=launch.timeout_min,
+            signal_delay_s=launch.signal_s,
+            stderr_to_stdout=True,
+        )
+        number = detached(lambda: executor.submit(job).job_id)
+    except (OSError, RuntimeError, FailedJobError) as error:
+        raise InputError(f"{folder}: cannot start the processes: {' '.join(str(error).split())}") from error
+    return Submitted(settings, number, "local", folder, launch.processes).noted()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """What a command that is started in this block inherits."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        os._exit(0)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process runs; one that ended but was not collected by its parent does not."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{process}/stat")  # not on every system
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        os.environ.clear()
+        os.environ.update(before)
