@@ -94,7 +94,8 @@ def _run(
     if lock:
         gpus = sum(one["gpu"] is not None for one in everyone)
         nodes = sorted({one["host"] for one in everyone})
-        book.add("started", nodes=nodes, processes=len(everyone), gpus=gpus, previous_alive=lock.previous_alive)
+        facts = {"nodes": nodes, "processes": len(everyone), "gpus": gpus, "previous_alive": lock.previous_alive}
+        book.add("started", **facts, of=settings.tot_epochs * parts.batches.steps_per_epoch)
     try:
         result = Trainer(parts, folder, book if processes.first else None, lock, report).train()
         if lock:

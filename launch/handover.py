@@ -25,10 +25,12 @@ from ien.private import make_private
 from ien.stopping import JOB_END, SIGNALS, Stopped
 from launch import slurm
 from launch.detached import detached
+from launch.requeue import START
 from launch.sites import Site
 from launch.snapshot import code_of
 
 _ROOT = Path(__file__).resolve().parent.parent
+_FIRST_LINE = f'echo "{START}${{SLURM_RESTART_COUNT:-0}} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"'
 _SAFE = re.compile(r"/[A-Za-z0-9._=,@+/-]{0,254}")
 
 
@@ -52,8 +54,11 @@ class Order:
             executor.parameters["map_count"] = len(self.runs)
         return executor._make_submission_file_text(executor._submitit_command_str, uid="")
 
-    def submit(self) -> list[Submitted]:
-        """Hand it over. Raises `InputError` of one line if SLURM, or the disk, refuses it."""
+    def submit(self, command: str) -> list[Submitted]:
+        """Hand it over; `command` is what a person types to do it again.
+
+        Raises `InputError` of one line if SLURM, or the disk, refuses it.
+        """
         try:
             make_private(self.folder)
             for run in self.runs:
@@ -68,7 +73,10 @@ class Order:
             raise InputError(f"{self.folder}: slurm refused the job: {' '.join(str(error).split())}") from error
         tasks = self.runs[0].launch.processes
         pairs = zip(self.runs, numbers, strict=True)
-        return [Submitted(run, number.job_id, "slurm", self.folder, tasks).noted(self.code) for run, number in pairs]
+        return [
+            Submitted(run, number.job_id, "slurm", self.folder, tasks).noted(command, self.code)
+            for run, number in pairs
+        ]
 
     def _executor(self) -> _Executor:
         executor = _Executor(self.folder, python=self.site.python)
@@ -99,7 +107,7 @@ class Order:
             "srun_args": steps,
             "additional_parameters": more | ({"reservation": launch.reservation} if launch.reservation else {}),
             # The batch shell outlives its step, so that it can queue the job again.
-            "setup": ["trap : TERM USR1 USR2", *self.site.lines],
+            "setup": ["trap : TERM USR1 USR2", _FIRST_LINE, *self.site.lines],
             "teardown": [shlex.join([sys.executable, f"{self.code}/launch/requeue.py", str(self._index)]) + " $?"],
         }
         return {"wckey": None} | {name: value for name, value in asked.items() if value is not None}
@@ -245,17 +253,24 @@ class Submitted:
     def stop(self) -> str:
         return f"scancel {self.number}" if self.cluster == "slurm" else f"kill -INT {self.number}"
 
-    def noted(self, code: Path | None = None) -> Submitted:
-        """Write it into the run's ledger."""
+    def noted(self, command: str, code: Path | None = None) -> Submitted:
+        """Write it into the run's ledger, with the command that does it again."""
         book = Ledger(run_dir(self.run), self.job)
-        template = str(self.log).replace("_0_log.out", "_{rank}_log.out")
-        time_limit = self.run.launch.timeout_min if self.cluster == "slurm" else None
-        book.add("submitted", log=template, code=str(code) if code else None, timeout_min=time_limit)
+        book.add(
+            "submitted",
+            log=str(self.log.absolute()).replace("_0_log.out", "_{rank}_log.out"),
+            code=str(code) if code else None,
+            timeout_min=self.run.launch.timeout_min if self.cluster == "slurm" else None,
+            command=command,
+        )
         return self
 
 
-def submit_locally(settings: Config) -> Submitted:
-    """Start the run in processes of this machine. Raises `InputError` where that fails."""
+def submit_locally(settings: Config, command: str) -> Submitted:
+    """Start the run in processes of this machine; `command` is what a person types to do it again.
+
+    Raises `InputError` where that fails.
+    """
     folder = run_dir(settings) / "jobs"
     launch = settings.launch
     # The job's Python finds these packages as this one did, also where they are not installed.
@@ -275,7 +290,7 @@ def submit_locally(settings: Config) -> Submitted:
         number = detached(lambda: executor.submit(job).job_id)
     except (OSError, RuntimeError, FailedJobError) as error:
         raise InputError(f"{folder}: cannot start the processes: {' '.join(str(error).split())}") from error
-    return Submitted(settings, number, "local", folder, launch.processes).noted()
+    return Submitted(settings, number, "local", folder, launch.processes).noted(command)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Plan:
     site: Site
     site_why: str
     folder: Path
-    command: list[str]
+    command: str
 
     @property
     def waiting(self) -> list[Config]:
@@ -69,7 +69,7 @@ class Plan:
             if not accepted:
                 raise InputError(f"SLURM would not take the job: {verdict}; see it with --dry-run")
         for asked in self.orders(snapshot=True):
-            yield from asked.submit()
+            yield from asked.submit(self.command)
 
     def _refuse_queued(self) -> None:
         """Raises `InputError` for a run that a job waits to train, or trains."""
@@ -78,9 +78,9 @@ class Plan:
         except slurm.SlurmError as error:
             raise InputError(f"SLURM does not answer: {error}; try again, or take --executor local") from error
         for run in self.waiting:
-            for event in ledger.read(run_dir(run)):
-                queued = known.get(str(event.get("job"))) if event["event"] == "submitted" else None
-                if queued and not queued.over:
+            for attempt in ledger.attempts(ledger.read(run_dir(run))):
+                queued = known.get(attempt.job)
+                if queued and not queued.over and attempt.outcome != "finished":
                     state = f"{run_dir(run)} has job {queued.job} already ({queued.state})"
                     raise InputError(f"{state}; wait for it, or type: python -m launch.jobs cancel {run_dir(run)}")
 
@@ -106,7 +106,7 @@ class Plan:
                 *notes[:2],
                 f"follow  python -m launch.jobs logs -f {run_dir(job.run)}",
                 f"state   python -m launch.jobs {'list --root' if many else 'status'} {name}",
-                f"stop    scancel {number}    (the same command goes on from the last checkpoint)",
+                f"stop    {f'scancel {number}' if many else f'python -m launch.jobs cancel {run_dir(job.run)}'}",
                 f"curves  ssh -t -L 6006:localhost:6006 {here} {board}    (then open http://localhost:6006)",
             ]
         return [*notes, f"curves  tensorboard --logdir {root}"]

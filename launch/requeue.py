@@ -29,8 +29,9 @@ from launch import slurm
 
 _CAUSES = re.compile(
     r"^(srun: error: .*(Killed|Segmentation|Aborted|Terminated|Exited|Out Of Memory|oom).*|.*(oom.kill|OutOfMemory|"
-    r"Bus error).*|process \d+ on .*; leaving)$"
+    r"Bus error).*|.*: line \d+: +\d+ (Killed|Terminated|Segmentation fault) .*srun .*|process \d+ on .*; leaving)$"
 )
+START = "ien: start "  # the batch script's first line in the log of each of a job's starts
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def killed(attempt: Attempt, status: int, log: Path | None) -> str | None:
     if told or attempt.outcome in ("finished", "stopped", "cancelled") or status == 0:
         return None
     lines = _end_of(log)
-    found = [line for line in lines if _CAUSES.match(line)]
+    found = [" ".join(line.split())[:200] for line in lines if _CAUSES.match(line)]
     return "; ".join(dict.fromkeys(found[-4:])) or f"srun ended with status {status} and nobody said why"
 
 
@@ -178,7 +179,8 @@ def _end_of(log: Path | None) -> list[str]:
         return []
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
-        return file.read().decode(errors="replace").splitlines()
+        text = file.read().decode(errors="replace")
+    return text.rpartition(START)[2].splitlines()  # what came before was another start's
 
 
 def _given(arguments: list[str]) -> tuple[Path, dict[str, Any], int]:

@@ -7,6 +7,7 @@ a cluster's own file what it offers.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with status 0, 2 for what cannot be used, 1 for a failed run, 75 for one that stopped."""
     with told_in_one_line():
         given = _parser().parse_intermixed_args(arguments)
-        plan = planned(given)
+        plan = planned(given, sys.argv[1:] if arguments is None else arguments)
         if given.dry_run:
             print(told(plan))
             return
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _hand_over(plan, given.wait)
 
 
-def planned(given: argparse.Namespace) -> Plan:
+def planned(given: argparse.Namespace, arguments: Sequence[str]) -> Plan:
     """What the command line asks for, checked. Raises `InputError`."""
     words = given.overrides + ([f"launch.executor={given.executor}"] if given.executor else [])
     first, _ = load_with_origins(given.config, words)
@@ -66,7 +67,7 @@ def planned(given: argparse.Namespace) -> Plan:
     runs = [Run(*load_with_origins(given.config, words + more, below)) for more in sets]
     for run in runs:
         run.state = run_state(run.settings)
-    command = ["python", "launch/submit.py", "--config", str(given.config), *words]
+    command = shlex.join(["python", "launch/submit.py", *arguments])
     return Plan(runs, cluster, why, place if cluster == "slurm" else Site(), where, run_dir(first) / "jobs", command)
 
 
@@ -128,7 +129,8 @@ def _hand_over(plan: Plan, wait: bool) -> None:
     from launch.handover import submit_locally
 
     failed = 0
-    for job in plan.handed_over() if plan.cluster == "slurm" else map(submit_locally, plan.waiting):
+    local = (submit_locally(run, plan.command) for run in plan.waiting)
+    for job in plan.handed_over() if plan.cluster == "slurm" else local:
         if plan.cluster == "local" or job.run is plan.waiting[-1]:
             print("\n".join(plan.notes(job)), flush=True)
         try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,10 +32,12 @@ def slurm_conf() -> Iterator[str]:
         if named:
             pytest.fail("IEN_TEST_SLURM is set, but there is no slurmctld; see slurm/cluster/README.md")
         pytest.skip("SLURM's daemons are not installed; see slurm/cluster/README.md")
-    ended = subprocess.run([CLUSTER / "start"], capture_output=True, text=True, timeout=180, check=False)
+    folder = tempfile.mkdtemp(prefix="ien-slurm-", dir="/tmp")  # its sockets want a short path
+    where = ["--dir", folder]
+    ended = subprocess.run([CLUSTER / "start", *where], capture_output=True, text=True, timeout=180, check=False)
     assert ended.returncode == 0, ended.stderr
     yield ended.stdout.strip().rpartition("=")[2]
-    subprocess.run([CLUSTER / "stop"], capture_output=True, timeout=120, check=True)
+    subprocess.run([CLUSTER / "stop", *where], capture_output=True, timeout=120, check=True)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_two_nodes_train_as_two_processes_of_one_machine(runs: Runs, whole: Path
         "job     ",
         "run     runs/run",
         "follow  ",
-        "stop    scancel ",
+        "stop    python -m launch.jobs cancel runs/run",
     ):
         assert f"\n{start}" in f"\n{told}"
     assert "ssh -t -L 6006:localhost:6006" in told
@@ -98,8 +98,10 @@ def test_requeued_by_hand(runs: Runs, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("switch", ["--plain", "--preempt-send-user-signal"])
-def test_preempted_by_a_higher_partition(runs: Runs, whole: Path, switch: str) -> None:
-    subprocess.run([ROOT / "slurm/cluster/reconfigure", switch], check=True, capture_output=True, timeout=60)
+def test_preempted_by_a_higher_partition(runs: Runs, whole: Path, switch: str, slurm_cluster: str) -> None:
+    folder = str(Path(slurm_cluster).parent)
+    reconfigure = [ROOT / "slurm/cluster/reconfigure", "--dir", folder, switch]
+    subprocess.run(reconfigure, check=True, capture_output=True, timeout=60)
     runs.submit("save_dir=run", "launch.partition=low")
     runs.until_event("run", "saved")
     hungry = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]

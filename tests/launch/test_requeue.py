@@ -144,7 +144,9 @@ def test_requeueing_can_be_switched_off() -> None:
 
 def test_who_was_killed_is_read_from_the_log(tmp_path: Any) -> None:
     log = tmp_path / "7_0_log.out"
-    log.write_text("epoch 1\nsrun: error: n2: task 1: Killed\nsrun: launch/slurm: _step_signal: Terminating\n")
+    before = "ien: start 0 of job 7 on n[1-2]\nsrun: error: n1: task 0: Killed\n"
+    now = "ien: start 1 of job 7 on n[1-2]\nepoch 1\nsrun: error: n2: task 1: Killed\nsrun: Force Terminated StepId=7\n"
+    log.write_text(before + now)
     attempt = Attempt("7", 0, Story().events)
     assert killed(attempt, 137, log) == "srun: error: n2: task 1: Killed"
     assert killed(attempt, 137, None) == "srun ended with status 137 and nobody said why"
