@@ -95,7 +95,7 @@ def task(job: str, rank: int) -> int:
     for place in Path("/proc").iterdir():
         try:
             words = (place / "cmdline").read_bytes().decode().split("\0") if place.name.isdecimal() else []
-            if words[0] != "srun" and any(word.endswith("launch/task.py") for word in words):
+            if words[:1] != ["srun"] and any(word.endswith("launch/task.py") for word in words):
                 variables = (place / "environ").read_bytes().decode(errors="replace").split("\0")
                 if wanted <= set(variables):
                     return int(place.name)
