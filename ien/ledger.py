@@ -16,14 +16,14 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 NAME = "ledger.jsonl"
 EVENTS = (
     "submitted",  # by whom a job was made: job, log, snapshot, command
-    "started",  # nodes, processes, gpus, and when the attempt before was last alive
+    "started",  # nodes, processes, gpus, seconds that it took to get there, when the attempt before was last alive
     "resumed",  # step, file
     "signal",  # which, and the seconds that remain until the job's end
     "saved",  # step, seconds it took, why
@@ -188,6 +188,9 @@ class Cost:
     lost_hours: float
     attempts: int
 
+    def __str__(self) -> str:
+        return f"{self.device}-hours {self.hours:.2f}, of which {self.lost_hours:.2f} lost to restarts"
+
 
 def cost(events: list[Event], now: datetime | None = None, over: bool = False) -> Cost:
     """Sum over attempts of duration × devices.
@@ -212,7 +215,9 @@ def spent(
     attempt: Attempt, later: list[Attempt], now: datetime | None = None, over: bool = False
 ) -> tuple[float, float]:
     """Seconds that an attempt which started took, and how many of them came to nothing; `later` began after it."""
-    began, end = when(attempt.last("started") or attempt.events[0]), _end(attempt, later, now)
+    start = attempt.last("started") or attempt.events[0]
+    began = when(start) - timedelta(seconds=start.get("startup_s", 0.0))
+    end = _end(attempt, later, now)
     resumed, saved = attempt.last("resumed"), attempt.last("saved")
     kept = when(saved) if saved else when(resumed) if resumed else began
     lost = (when(resumed) - began).total_seconds() if resumed else 0.0

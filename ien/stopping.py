@@ -16,6 +16,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 JOB_END = "IEN_JOB_END"  # the launcher says when the job will be ended, in seconds of the Unix clock
+TASK_START = "IEN_TASK_START"  # when this process began, in the same seconds
 LAST_STEP = "IEN_LAST_STEP"  # a rehearsal stops there
 STOPPED = 75  # exit status of a command that was stopped and can be given again (sysexits.h: EX_TEMPFAIL)
 

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,15 @@ def _run(
         gpus = sum(one["gpu"] is not None for one in everyone)
         nodes = sorted({one["host"] for one in everyone})
         facts = {"nodes": nodes, "processes": len(everyone), "gpus": gpus, "previous_alive": lock.previous_alive}
-        book.add("started", **facts, of=settings.tot_epochs * parts.batches.steps_per_epoch)
+        startup = round(time.time() - float(os.environ.get(stopping.TASK_START, time.time())), 1)
+        book.add("started", **facts, startup_s=startup, of=settings.tot_epochs * parts.batches.steps_per_epoch)
     try:
         result = Trainer(parts, folder, book if processes.first else None, lock, report).train()
         if lock:
             book.add("finished", step=lock.of)
+            cost = ledger.cost(ledger.read(folder.path))
+            if cost.attempts > 1 or stopping.TASK_START in os.environ:
+                say(processes.first, f"cost: {cost}")
         return result
     except OSError as error:
         if error.errno not in UNWRITABLE:

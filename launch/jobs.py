@@ -156,9 +156,7 @@ def _progress(known: Story) -> str:
 
 
 def _cost(known: Story) -> str:
-    cost = known.cost
-    unit = "GPU-hours" if cost.device == "GPU" else "process-hours"
-    return f"{unit} {cost.hours:.2f}, of which {cost.lost_hours:.2f} lost to restarts"
+    return str(known.cost)
 
 
 def _next(known: Story) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> None:
     from ien.private import refuse_shared
 
     os.environ["SUBMITIT_EXECUTOR"] = "slurm"
+    os.environ["IEN_TASK_START"] = str(time.time())
     with told_in_one_line():
         if arguments and arguments[0] != "--config":
             refuse_shared(Path(arguments[0]))  # what is read from it is executed
