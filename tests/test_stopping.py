@@ -51,6 +51,16 @@ def begun(settings: Path, root: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def whole(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody stopped."""
+    root = tmp_path_factory.mktemp("whole")
+    one = begun(settings, root)
+    _, said = one.communicate(timeout=120)
+    assert one.returncode == 0, said
+    return root / "run"
+
+
 def until_saved(folder: Path) -> None:
     deadline = time.monotonic() + 120
     while not any(event["event"] == "saved" for event in ledger.read(folder)):
@@ -60,7 +70,7 @@ def until_saved(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
 def test_each_signal_saves_and_leaves_and_the_run_goes_on_to_the_same_bits(
-    settings: Path, tmp_path: Path, number: signal.Signals
+    settings: Path, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     one = begun(settings, tmp_path / "cut")
     until_saved(tmp_path / "cut" / "run")
@@ -76,9 +86,7 @@ def test_each_signal_saves_and_leaves_and_the_run_goes_on_to_the_same_bits(
     assert again.returncode == 0, said
     resumed = next(event for event in ledger.read(tmp_path / "cut" / "run") if event["event"] == "resumed")
     assert resumed["step"] == saved
-    whole = begun(settings, tmp_path / "whole")
-    assert whole.communicate(timeout=120)
-    assert_equal_runs(tmp_path / "whole" / "run", tmp_path / "cut" / "run")
+    assert_equal_runs(whole, tmp_path / "cut" / "run")
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(settings: Path, tmp_path: Path) -> None:

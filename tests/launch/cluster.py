@@ -44,7 +44,7 @@ class Runs:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=1200,
             check=False,
             env=quiet() | variables,
         )

@@ -189,8 +189,9 @@ def test_a_second_job_in_the_same_folder_is_refused(runs: Runs, whole: Path) -> 
     assert len(runs.named("run", "submitted")) == 1
 
 
+@pytest.mark.timeout(1800)
 def test_into_the_time_limit_and_on(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> None:
-    longer = ["tot_epochs=90", "cyc_size=90", "save_dir=run"]
+    longer = ["tot_epochs=80", "cyc_size=80", "save_dir=run"]
     reference = Runs(tmp_path_factory.mktemp("longer"))
     reference.submit("--executor", "local", "launch.nodes=1", "launch.tasks_per_node=2", "--wait", *longer)
     runs.submit(*longer, "launch.timeout_min=2", "launch.signal_delay_s=30")
