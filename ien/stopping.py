@@ -62,6 +62,17 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
 
+def hold_back() -> None:
+    """At a program's start: these signals wait until a run heeds them, and end nothing after it.
+
+    One that comes while libraries are loaded would end the process unheard; one that comes again while it leaves would
+    spoil its exit status.
+    """
+    for number in (*SIGNALS, signal.SIGCONT):
+        signal.signal(number, _nothing)  # ignoring them would drop those that wait
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 @contextmanager
 def heeded() -> Iterator[StopRequest]:
     """Let USR1, USR2 and TERM ask for a stop, instead of what they did before. In a thread there are no signals."""
@@ -78,3 +89,7 @@ def heeded() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass

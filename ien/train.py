@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    stopping.hold_back()
     with told_in_one_line():
         given = parser.parse_args(arguments)
         try:

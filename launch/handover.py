@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from ien.config import Config, run_dir
 from ien.errors import InputError
 from ien.ledger import Ledger, job_of
 from ien.private import make_private
-from ien.stopping import JOB_END, SIGNALS, Stopped
+from ien.stopping import JOB_END, Stopped, hold_back
 from launch import slurm
 from launch.detached import detached
 from launch.requeue import START
@@ -164,9 +163,7 @@ class Job:
 
     def __call__(self) -> dict[str, Any]:
         """In each process: take its place among the others, then run."""
-        # Instead of submitit's own, which save and requeue in the handler. Ignoring them would drop what is waiting.
-        for number in (*SIGNALS, signal.SIGCONT):
-            signal.signal(number, lambda *_: None)
+        hold_back()  # in place of submitit's handlers, which save and requeue wherever the process is
         environment = submitit.JobEnvironment()
         if environment.cluster == "local":
             self._see_the_shells_gpus()

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from ien.config import Config, load_with_origins, refuse_other_settings, run_dir
 from ien.errors import InputError, OneLineParser, told_in_one_line
 from ien.private import refuse_shared
-from ien.stopping import STOPPED, Stopped
+from ien.stopping import STOPPED, Stopped, hold_back
 from launch import grid, slurm
 from launch.plan import Plan, Run, told
 from launch.sites import Site, site
@@ -110,6 +110,7 @@ def run_state(settings: Config) -> str:
 
 
 def _run_here(plan: Plan) -> None:
+    hold_back()
     from ien import train
 
     for run in plan.runs:
