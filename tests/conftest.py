@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -10,12 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from ien.stopping import SIGNALS
+
 CLUSTER = Path(__file__).parent.parent / "slurm" / "cluster"
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A command that a test calls in this process holds signals back; the next test's children would inherit that."""
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGCONT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @pytest.fixture(scope="session")
