@@ -77,6 +77,7 @@ class Trainer:
                 if self.report:
                     self.report(record)
                 if self.processes.any(self.stop.asked()):
+                    self._note_signal()
                     raise Stopped
             result = self._finish()
         finally:
@@ -101,6 +102,7 @@ class Trainer:
             if save and not stop and progress.step_in_epoch < self.steps_per_epoch:
                 self._save("interval")
             if stop:
+                self._note_signal()
                 self._save("stop")
                 raise Stopped
         return (progress.step_in_epoch - first) * self.settings.batch_size / (time.monotonic() - began)
@@ -108,6 +110,10 @@ class Trainer:
     def _due(self) -> bool:
         """Whether it is time for a checkpoint; the first process's clock decides."""
         return self.processes.first and time.monotonic() - self.saved > self.pace.interval
+
+    def _note_signal(self) -> None:
+        if self.ledger:
+            self.ledger.add("signal", signal=self.stop.why(), step=self.step)
 
     def _note_position(self) -> None:
         self.processes.at(self.step)
@@ -133,6 +139,7 @@ class Trainer:
             try:
                 val = evaluation_record("val", progress.epoch + 1, step, self.parts.validate())
             except Stopped:
+                self._note_signal()
                 self._save("stop")
                 raise
         # Only now: a pass that is broken off leaves the epoch open.
@@ -188,8 +195,6 @@ class Trainer:
     def _save(self, why: str) -> None:
         """Write `last.pt`: everything that must survive."""
         began = time.monotonic()
-        if why == "stop" and self.ledger:
-            self.ledger.add("signal", signal=self.stop.why(), step=self.step)
         self._read_losses()
         self._refuse_ruined()
         self.progress.seconds = self._seconds()
