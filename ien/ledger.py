@@ -59,6 +59,7 @@ class Ledger:
     job: str = ""
     restart: int = 0
     rank: int | None = None
+    step: int | None = None  # how far this process is; stands in the line of a failure
 
     @property
     def path(self) -> Path:
@@ -99,13 +100,13 @@ class Ledger:
         except BaseException as error:
             if self.folder.exists():
                 with suppress(OSError):  # the disk may be what failed
-                    self.add("failed", kind=_kind(error, users), cause=_cause(error), host=_host())
+                    self.add("failed", kind=_kind(error, users), cause=_cause(error), host=_host(), step=self.step)
             raise
 
     def lost(self, line: str) -> None:
         """Write down that another process has gone silent."""
         if self.folder.exists():
-            self.add("failed", kind="lost", cause=line, host=_host())
+            self.add("failed", kind="lost", cause=line, host=_host(), step=self.step)
 
 
 def read(folder: Path) -> list[Event]:

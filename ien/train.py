@@ -100,7 +100,7 @@ def _run(
         startup = round(time.time() - float(os.environ.get(stopping.TASK_START, time.time())), 1)
         book.add("started", **facts, startup_s=startup, of=settings.tot_epochs * parts.batches.steps_per_epoch)
     try:
-        result = Trainer(parts, folder, book if processes.first else None, lock, report).train()
+        result = Trainer(parts, folder, book, lock, report).train()
         if lock:
             book.add("finished", step=lock.of)
             cost = ledger.cost(ledger.read(folder.path))

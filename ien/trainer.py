@@ -39,13 +39,13 @@ class Progress:
 
 
 class Trainer:
-    """One attempt. `lock` and `ledger` are the first process's; `report` is given the record of every epoch."""
+    """One attempt. `lock` is the first process's; `report` is given the record of every epoch."""
 
     def __init__(
         self,
         parts: Parts,
         folder: Folder,
-        ledger: Ledger | None = None,
+        ledger: Ledger,
         lock: Lock | None = None,
         report: Report | None = None,
     ):
@@ -112,11 +112,12 @@ class Trainer:
         return self.processes.first and time.monotonic() - self.saved > self.pace.interval
 
     def _note_signal(self) -> None:
-        if self.ledger:
+        if self.processes.first:
             self.ledger.add("signal", signal=self.stop.why(), step=self.step)
 
     def _note_position(self) -> None:
         self.processes.at(self.step)
+        self.ledger.step = self.step
         if self.lock:
             self.lock.at(self.step, self.total)
 
@@ -212,7 +213,7 @@ class Trainer:
         self.saved = time.monotonic()
         self.pace.saved(self.saved - began)
         self.stop.margin = self.pace.margin
-        if self.ledger:
+        if self.processes.first:
             self.ledger.add("saved", step=self.step, seconds=round(self.saved - began, 3), why=why)
 
     def _save_best(self, record: Record) -> None:
@@ -239,7 +240,7 @@ class Trainer:
             _set_random_state(state["random"][self.processes.rank], self.processes.device)
         progress = Progress(**state["progress"])
         say(self.processes.first, f"going on from epoch {progress.epoch}, step {progress.step_in_epoch} ({found})")
-        if self.ledger:
+        if self.processes.first:
             step = progress.epoch * self.steps_per_epoch + progress.step_in_epoch
             self.ledger.add("resumed", step=step, file=Path(found).name)
         return progress

@@ -125,8 +125,8 @@ def _after_stop(mine: Attempt, earlier: Sequence[Attempt], job: Job, policy: dic
 
 def _after_failure(mine: Attempt, earlier: Sequence[Attempt], policy: dict[str, Any]) -> Decision:
     failure = mine.failure
-    if failure is None:
-        return Decision("given up", "it ended without a word, and without an error")
+    if failure is None:  # nothing went wrong: it only tested a run, or found it finished
+        return Decision("")
     if failure.get("kind") in ("input", "interrupt"):
         return Decision("given up", f"a person has to mend this: {failure['cause']}")
     before = [one for one in earlier if _requeued_as(one) == "failure"]

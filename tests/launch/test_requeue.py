@@ -54,6 +54,10 @@ def test_a_finished_run_is_left_alone() -> None:
     assert Story().add("finished", step=8).decided().event == ""
 
 
+def test_a_job_that_only_tested_a_run_is_left_alone() -> None:
+    assert decide([], "7", 0, RUNNING, POLICY).event == ""
+
+
 def test_what_was_told_long_before_the_end_is_a_preemption() -> None:
     story = Story().add("saved", step=5).add("stopped", signals=["SIGTERM"], remaining_s=5000.0)
     decision = story.decided()
