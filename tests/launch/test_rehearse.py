@@ -109,11 +109,28 @@ def test_workers_hear_nothing_of_it(small: Path, scratch: Path, method: str) -> 
 
 
 @pytest.mark.slow
-def test_more_signals_than_fit_into_the_steps_come_in_several_runs(small: Path, scratch: Path) -> None:
-    """Each stop takes a step at least: of five, four at most come before the fifth step."""
-    result = rehearse.rehearsed(orders(small, scratch, steps=5), ["TERM"] * 5, random.Random(1))
+def test_a_signal_that_comes_too_late_comes_again_in_another_run(small: Path, scratch: Path) -> None:
+    """One that is sent after the first step stops the second; after the third, nothing is left to be stopped."""
+
+    class Soonest(random.Random):
+        def random(self) -> float:
+            return 0.0
+
+    result = rehearse.rehearsed(orders(small, scratch, steps=3), ["TERM"] * 2, Soonest())
     assert result.equal, result.verdict
-    assert len(result.hits) == 5
+    assert len(result.hits) == 2
+
+
+@pytest.mark.slow
+def test_workers_that_can_be_hit_are_found(
+    small: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mortal = "import contextlib\nfrom ien.data import loader\nloader._signals_blocked = contextlib.nullcontext\n"
+    patched(monkeypatch, tmp_path, mortal)
+    streamed = ["data.resident=never", "data.workers=2", "data.start_method=spawn"]
+    with pytest.raises(Failed, match="the run did not leave in order after USR2 to process and workers") as failed:
+        rehearse.rehearsed(orders(small, scratch, *streamed), ["USR2"], random.Random(1))
+    assert any("DataLoader worker" in line for line in failed.value.words)
 
 
 @pytest.mark.slow
