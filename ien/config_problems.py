@@ -99,7 +99,7 @@ def _nearest(key: str, known: Collection[str]) -> str:
             return 2, 1
         pairs = (key, name), (key.rpartition(".")[2], name.rpartition(".")[2])
         ratios = [difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs]
-        return ratios[0] + 2 * ratios[1], max(ratios)  # the name says more than its section
+        return sum(ratios) + max(ratios), max(ratios)
 
     near = max(known, key=likeness)
     return f"did you mean {near}?" if likeness(near)[1] > 0.6 else "`python -m ien.config` lists all settings"
