@@ -40,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with told_in_one_line():
         given = _parser().parse_args(arguments)
         _check(given)
-        if given.nodes:
-            _as_the_site_says(given)
         try:
             with _ended_by_signals():
                 rows = list(examined(given))
@@ -62,6 +60,8 @@ def examined(given: argparse.Namespace) -> Iterator[Row]:
     root = Path(given.root or (settings.run.root if settings else "runs"))
     if given.nodes and not re.fullmatch(r"/[A-Za-z0-9._:=,@+/-]{0,200}", str(root.absolute())):
         raise InputError(f"--root: {str(root)[:80]!r} cannot be a job's; write at most 200 characters of {_ALPHABET}")
+    if given.nodes:
+        _as_the_site_says(given)
     data, checkpoints = of_config(settings) if settings else ([], None)
     asked = Asked(
         root=str(root),
@@ -126,6 +126,7 @@ def _as_the_site_says(given: argparse.Namespace) -> None:
             setattr(given, name, offered.value)
     given.setup = [*place.lines, *given.setup]
     given.python = place.python
+    _check(given)
 
 
 def _of_nodes(given: argparse.Namespace, asked: Asked, login: dict[str, Any], folder: Path) -> Iterator[Row]:
