@@ -23,6 +23,7 @@ from launch.history import Story
 from launch.slurm import Queued
 
 ROOT = Path(__file__).resolve().parents[2]
+NOW = datetime.now(timezone.utc)  # all stories are told at this moment, however late a test comes
 START = {"nodes": ["n1", "n2"], "processes": 8, "gpus": 4}
 
 
@@ -33,10 +34,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
     (tmp_path / "runs").mkdir()
     if "slurm_cluster" not in request.fixturenames:
         monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr(history, "datetime", Then)
+
+
+class Then(datetime):
+    """A clock that stands."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Then:
+        return cls.fromisoformat(NOW.isoformat()).astimezone(tz)
 
 
 def ago(seconds: float) -> str:
-    return (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat()
+    return (NOW - timedelta(seconds=seconds)).isoformat()
 
 
 def line(before: float, event: str, job: str = "7", restart: int = 0, **facts: Any) -> ledger.Event:
@@ -67,7 +77,7 @@ def known(folder: Path, queue: dict[str, Queued] | None = None) -> Story:
 
 def queued(state: str, job: str = "7", start: float | None = None) -> dict[str, Queued]:
     """The queue with one job in it, which was started so many seconds ago."""
-    return {job: Queued(job, state, start=None if start is None else time.time() - start)}
+    return {job: Queued(job, state, start=None if start is None else NOW.timestamp() - start)}
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
