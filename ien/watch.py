@@ -56,8 +56,12 @@ class Watch(threading.Thread):
 
     def _guard(self) -> None:
         """The store lives in the first process: when that is stopped, a question to it has no answer and no end."""
+        woke = time.monotonic()
         while not self._ended.wait(self._pause):
-            silent = time.monotonic() - self._answered
+            slept, woke = time.monotonic() - woke, time.monotonic()
+            if slept > self._timeout / 2:
+                self._answered = woke  # it was this process that was stopped
+            silent = woke - self._answered
             if silent > self._timeout:
                 self._leave(f"process 0 has not answered for {silent:.0f} s (this one is in step {self.step})")
 
