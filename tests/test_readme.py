@@ -11,6 +11,7 @@ import pytest
 from ien import config
 from ien.data.__main__ import main as prepare
 from ien.errors import InputError
+from launch.grid import overrides
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,8 +34,11 @@ def test_its_loop_trains() -> None:
 def test_its_settings_are_allowed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(line)
-    settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
-    assert config.load(words[words.index("--config") + 1], settings).training
+    option = dict(zip(words, words[1:], strict=False))
+    grid = [option["--grid"]] if "--grid" in option else []
+    settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word) and word not in grid]
+    for run in overrides(option.get("--seeds"), grid, "some"):
+        assert config.load(option["--config"], settings + run).training
 
 
 @pytest.mark.parametrize("line", re.findall(r"python -m ien\.data (\w+ --from [^`#\n]+)", README))
