@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_its_loop_trains() -> None:
 def test_its_settings_are_allowed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(line)
-    option = dict(zip(words, words[1:], strict=False))
+    option = dict(itertools.pairwise(words))
     grid = [option["--grid"]] if "--grid" in option else []
     settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word) and word not in grid]
     for run in overrides(option.get("--seeds"), grid, "some"):
