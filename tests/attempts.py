@@ -20,6 +20,8 @@ from sklearn import datasets  # noqa: F401
 from ien import config, train
 from ien.errors import told_in_one_line
 
+MOST = 30  # checkpoints, of an attempt that is killed; ten such attempts are fewer than a run of 20 epochs has
+
 
 def attempt(path: Path, overrides: list[str]) -> int:
     """Start the run in a process of its own; returns its number."""
@@ -36,14 +38,12 @@ def attempt(path: Path, overrides: list[str]) -> int:
     return child
 
 
-def first_save(last: Path, wait: float, leave_then: bool = False) -> float:
-    """Wait, at the longest until the first checkpoint if `leave_then`; returns when that came (60 s: not yet)."""
-    began, before, came = time.monotonic(), modified(last), 60.0
-    while (now := time.monotonic() - began) < wait and not (leave_then and came < 60.0):
-        if came == 60.0 and modified(last) != before:
-            came = now
-        time.sleep(0.005)
-    return came
+def saved(last: Path, seconds: float) -> float:
+    """Wait for the next checkpoint, at the longest `seconds`; returns the seconds waited."""
+    began, before = time.monotonic(), modified(last)
+    while time.monotonic() - began < seconds and modified(last) == before:
+        time.sleep(0.002)
+    return time.monotonic() - began
 
 
 def modified(path: Path) -> int:
@@ -54,12 +54,20 @@ def modified(path: Path) -> int:
 
 def main() -> None:
     path, kills, seed, *overrides = sys.argv[1:]
-    moments, killed, fastest = random.Random(int(seed)), 0, 60.0  # fastest: the way to a checkpoint on this machine
     last = config.run_dir(config.load(path, overrides)) / "checkpoints" / "last.pt"
+    # Half of the attempts die on the way to their first checkpoint, half after up to MOST of them: counted, because
+    # a fast machine would end the run before the last kill. The first attempt measures the time of both ways.
+    moments, killed, start, between = random.Random(int(seed)), 0, 60.0, 60.0
+    beyond = [number % 2 == 0 for number in range(int(kills))]
+    moments.shuffle(beyond)
     for number in range(int(kills)):
         child = attempt(Path(path), overrides)
-        wait = moments.uniform(0.1, 4.0) * fastest if number else 60.0
-        fastest = min(fastest, first_save(last, wait, leave_then=number == 0))
+        if number == 0:
+            start, between = saved(last, 60.0), saved(last, 60.0)
+        else:
+            for _ in range(moments.randint(1, MOST) if beyond[number] else 0):
+                saved(last, 60.0)
+            saved(last, moments.uniform(0.0, between if beyond[number] else start))
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     status = os.waitstatus_to_exitcode(os.waitpid(attempt(Path(path), overrides), 0)[1])
