@@ -77,6 +77,10 @@ def parts(settings: Config, processes: Processes, stop: StopRequest | None = Non
     """
     group = make_group(settings)
     dataset = open_data(settings)
+    if not settings.run.test and not len(dataset.val):
+        raise InputError(
+            "run.test: false, and no images are held out to measure; write data.val_split=0.1, or run.test=true"
+        )
     batches = _batches(settings, dataset, processes)
     tapped = make_network(settings, group, dataset).to(processes.device)
     engine = _engine(settings, group, tapped, batches, processes)

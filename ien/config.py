@@ -188,6 +188,7 @@ FREE = frozenset(
         "data.verify",
         "run.root",
         "run.checkpoint_minutes",
+        "run.test",
         "run.timeout_s",
     }
 )

@@ -76,7 +76,13 @@ class RunSettings(Settings):
     log_every: int = Field(default=50, ge=1, description="steps between readings of the losses")
     eval_batch_size: int = Field(default=256, ge=1, description="images at once in evaluation, over all processes")
     equivariance_images: int = Field(
-        default=512, ge=1, description="test images on which the equivariance error is measured"
+        default=512, ge=1, description="images on which the relative equivariance error is measured"
+    )
+    equivariance_every: Count | None = Field(
+        default=None, description="epochs between measurements of it on held-out images; null: at the end alone"
+    )
+    test: bool = Field(
+        default=True, description="false: at the end held-out images are measured, while settings are searched"
     )
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
         default=None,

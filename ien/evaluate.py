@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ien.build import Parts, make_network
 from ien.metrics import mean_errors, relative_errors
+from ien.taps import Tapped
 from ien.tracking import table
 
 Record = dict[str, Any]
@@ -34,20 +35,29 @@ def evaluation_record(split: str, epoch: int, step: int, means: dict[str, float 
     }
 
 
-def test(parts: Parts, weights: dict[str, Tensor], epoch: int, step: int) -> Record:
-    """Accuracy and losses on the test set, and the relative equivariance error before and after training."""
+def test(parts: Parts, weights: dict[str, Tensor], epoch: int, step: int, split: str) -> Record:
+    """Accuracy and losses on the test set (`split`: "test") or the held-out images ("val"), and the relative
+    equivariance error before and after training."""
     parts.tapped.model.load_state_dict(weights)
     group, settings = parts.engine.objective.group, parts.settings
-    record = evaluation_record("test", epoch, step, parts.test())
+    record = evaluation_record(split, epoch, step, parts.test() if split == "test" else parts.validate())
     untrained = make_network(settings, group, parts.data).to(parts.processes.device)
-    images = min(settings.run.equivariance_images, len(parts.data.test))
-    for name, tapped in (("", parts.tapped), ("_before", untrained)):
-        errors = relative_errors(parts.engine.equivariance(tapped, parts.in_order(parts.data.test, images)), group)
-        record[f"relative_equivariance_error{name}"] = mean_errors(errors)
-        if tapped is parts.tapped:
-            record["relative_equivariance_error_by_element"] = errors
-    record["equivariance_images"] = images
+    errors = equivariance_by_element(parts, parts.tapped, split)
+    record["relative_equivariance_error"] = mean_errors(errors)
+    record["relative_equivariance_error_by_element"] = errors
+    record["relative_equivariance_error_before"] = mean_errors(equivariance_by_element(parts, untrained, split))
+    record["equivariance_images"] = _measured(parts, split)
     return record
+
+
+def equivariance_by_element(parts: Parts, tapped: Tapped, split: str) -> dict[str, dict[str, dict[str, float | None]]]:
+    """`metrics.relative_errors` on up to `run.equivariance_images` images of the test set, or held-out ones (`val`)."""
+    images = parts.in_order(parts.data.test if split == "test" else parts.data.val, _measured(parts, split))
+    return relative_errors(parts.engine.equivariance(tapped, images), parts.engine.objective.group)
+
+
+def _measured(parts: Parts, split: str) -> int:
+    return min(parts.settings.run.equivariance_images, len(parts.data.test if split == "test" else parts.data.val))
 
 
 def report_table(record: Record) -> str:
@@ -56,7 +66,7 @@ def report_table(record: Record) -> str:
     rows = [[name, _number(before[name]), _number(after[name])] for name in after]
     return "\n".join(
         [
-            f"test accuracy {100 * record['accuracy']:.2f} %"
+            f"{'test' if record['split'] == 'test' else 'validation'} accuracy {100 * record['accuracy']:.2f} %"
             f" ({100 * record['accuracy_second_view']:.2f} % on transformed copies)",
             "",
             table(["relative equivariance error", "untrained", "trained"], rows),

@@ -143,7 +143,7 @@ def _test_again(parts: Parts, folder: Folder) -> Record:
         best = checkpoint.load(path)
     except checkpoint.DamagedError as damage:
         raise InputError(f"{path}: {damage}; train the run again in another save_dir") from damage
-    tested = evaluate.test(parts, best["model"], best["record"]["epoch"], best["record"]["step"])
+    tested = evaluate.test(parts, best["model"], best["record"]["epoch"], best["record"]["step"], "test")
     if parts.processes.first:
         write_json(folder.path / "evaluation.json", tested)
     say(parts.processes.first, evaluate.report_table(tested))

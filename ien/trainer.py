@@ -19,6 +19,7 @@ from ien.errors import InputError
 from ien.evaluate import Record, evaluation_record
 from ien.ledger import Ledger
 from ien.lock import Lock
+from ien.metrics import mean_errors
 from ien.pace import Pace
 from ien.runs import Folder
 from ien.stopping import Stopped
@@ -139,6 +140,9 @@ class Trainer:
         if len(self.parts.data.val):
             try:
                 val = evaluation_record("val", progress.epoch + 1, step, self.parts.validate())
+                if self._measures_equivariance(progress.epoch + 1):
+                    errors = evaluate.equivariance_by_element(self.parts, self.parts.tapped, "val")
+                    val["relative_equivariance_error"] = mean_errors(errors)
             except Stopped:
                 self._note_signal()
                 self._save("stop")
@@ -156,11 +160,16 @@ class Trainer:
             self.tracker.epoch(progress.epoch, self.settings.tot_epochs, train, val)
         return record
 
+    def _measures_equivariance(self, epoch: int) -> bool:
+        every = self.settings.run.equivariance_every
+        return every is not None and (epoch % every == 0 or epoch == self.settings.tot_epochs)
+
     def _finish(self) -> Record:
-        """Test the best weights, once, and write `summary.json`."""
+        """Test the best weights, once (with `run.test: false` on the held-out images), and write `summary.json`."""
         self.processes.wait()  # the first process has written them
         best = self._best()
-        tested = evaluate.test(self.parts, best["model"], best["record"]["epoch"], best["record"]["step"])
+        split, when = "test" if self.settings.run.test else "val", (best["record"]["epoch"], best["record"]["step"])
+        tested = evaluate.test(self.parts, best["model"], *when, split)
         result = {
             **tested,
             "epochs": self.settings.tot_epochs,
@@ -173,7 +182,8 @@ class Trainer:
             "data": self.parts.data.fingerprint,
         }
         if self.tracker:
-            self.tracker.evaluation(tested)
+            if self.settings.run.test:
+                self.tracker.evaluation(tested)
             write_json(self.folder.summary, result)
         return result
 

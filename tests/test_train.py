@@ -100,6 +100,35 @@ def test_the_test_set_is_seen_once_and_best_is_chosen_without_it(whole: Path) ->
     assert checkpoint.load(whole / "checkpoints" / checkpoint.BEST)["record"]["epoch"] == best["epoch"]
 
 
+def test_a_search_measures_held_out_images_and_never_the_test_set(settings: Path, tmp_path: Path) -> None:
+    given: list[dict[str, Any]] = []
+    words = [f"run.root={tmp_path}", "save_dir=run", "run.test=false", "run.equivariance_every=1"]
+    train.run(config.load(settings, words), report=given.append)
+    result = json.loads((tmp_path / "run" / "summary.json").read_text())
+    best = max(given, key=lambda record: (record["accuracy"], -record["class_loss"]))
+    assert (result["split"], result["accuracy"]) == ("val", pytest.approx(best["accuracy"]))
+    assert best["relative_equivariance_error"] == pytest.approx(result["relative_equivariance_error"])
+    assert {record["split"] for record in lines(tmp_path / "run")} == {"train", "val"}
+    assert given == [record for record in lines(tmp_path / "run") if record["split"] == "val"]
+
+
+def test_measuring_equivariance_on_the_way_changes_no_weight(settings: Path, whole: Path, tmp_path: Path) -> None:
+    train.run(config.load(settings, [f"run.root={tmp_path}", "save_dir=run", "run.equivariance_every=2"]))
+    measured = [set(line.get("relative_equivariance_error", ())) for line in lines(tmp_path / "run")]
+    assert measured[:4] == [set(), set(), set(), {f"block{n}" for n in range(1, 7)}]
+    states = [
+        checkpoint.load(folder / "checkpoints" / checkpoint.LAST)["model"] for folder in (whole, tmp_path / "run")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_search_without_held_out_images_is_refused(settings: Path, tmp_path: Path) -> None:
+    wanted = config.load(settings, [f"run.root={tmp_path}", "save_dir=run", "run.test=false", "data.val_split=0"])
+    with pytest.raises(InputError, match=r"no images are held out.*data\.val_split=0\.1"):
+        train.run(wanted)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(
     settings: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
