@@ -244,6 +244,19 @@ def differences(a: Config, b: Config) -> list[str]:
     return [f"{key}: {mine[key]!r} → {other[key]!r}" for key in bound if mine[key] != other[key]]
 
 
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """What a person compares runs by: the published settings, the seed, and what of the rest is not at its default."""
+    defaults = {key: schema.get("default") for key, schema in by_dotted_key(Config).items()}
+    apart = (*FREE, "run.log_every")
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key not in apart
+        and not key.startswith("launch.")
+        and ("." not in key or key == "run.seed" or value != defaults[key])
+    }
+
+
 def run_dir(config: Config) -> Path:
     """The folder of the run."""
     return Path(config.run.root) / config.save_dir

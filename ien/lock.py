@@ -25,8 +25,12 @@ _WIDTH = 400
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
+class InUseError(InputError):
+    """The folder is another process's, and may be free soon."""
+
+
 class Lock:
-    """The right to write into `folder`, held from construction to `release`; refused with an `InputError` of one line.
+    """The right to write into `folder`, held from construction to `release`; refused with an `InUseError` of one line.
 
     `job` and `restart`: the holder's job, and how often it was requeued. `previous_alive`: when a holder that did not
     release was last alive, None if the folder was free.
@@ -63,7 +67,7 @@ class Lock:
         kernel = _locked(self._file.fileno())
         holder = read(folder, self._file)
         if kernel is False:
-            raise InputError(_in_use(folder, holder))
+            raise InUseError(_in_use(folder, holder))
         if not holder:
             return
         here = holder.get("host") == self._me["host"]
@@ -71,7 +75,7 @@ class Lock:
         # Of its own job's earlier start, and (where the kernel keeps locks) of this machine, nobody can be alive.
         dead = before or (here and (kernel or not _runs(holder.get("pid", 0))))
         if not dead and _beats(folder, self._file):
-            raise InputError(_in_use(folder, holder))
+            raise InUseError(_in_use(folder, holder))
         self.previous_alive = holder.get("time")
 
     def _beat(self) -> None:

@@ -6,26 +6,39 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
+MEAN = "relative_equivariance_error"  # of the taps' values TensorBoard gets the mean too
+_SHOWN = ("val/accuracy", "val/class_loss", f"val/{MEAN}", "test/accuracy")  # in the HParams tab
 
 
 class Tracker:
     """The numbers of one run, in its folder and on the screen; made by the first process alone.
 
     `step` counts the batches of the whole run. A run that goes on from step `start` drops what was written after it.
+    `hparams`: what TensorBoard's HParams tab shows beside the curves' last values.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start: int = 0, screen: TextIO = sys.stderr):
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        start: int = 0,
+        screen: TextIO = sys.stderr,
+        hparams: Mapping[str, Any] | None = None,
+    ):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
 
         self.path = folder / METRICS
         _rewind(self.path, start)
         self._board = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        if hparams and not start:
+            self._write_hparams(hparams)
         self._screen = screen
         terminal = screen.isatty()
         self._bar = tqdm(total=total_steps, initial=start, file=screen, disable=not terminal, unit="step")
@@ -67,6 +80,16 @@ class Tracker:
     def close(self) -> None:
         self._bar.close()
         self._board.close()
+
+    def _write_hparams(self, settings: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        shown = {
+            name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()
+        }
+        # Named by their curves: an attempt that ends early, for whatever reason, leaves their last values.
+        for summary in hparams(shown, dict.fromkeys(_SHOWN, 0.0)):
+            self._board._get_file_writer().add_summary(summary)
 
     def _seconds_left(self, step: int) -> float:
         done = step - self._first
@@ -116,10 +139,16 @@ def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     flat: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, dict):
-            flat += [(f"{name}/{part}", number) for part, number in value.items() if isinstance(number, float)]
+            parts = {part: number for part, number in value.items() if isinstance(number, float)}
+            flat += [(f"{name}/{part}", number) for part, number in parts.items()]
+            flat += [(name, sum(parts.values()) / len(parts))] if name == MEAN and parts else []
         elif isinstance(value, float):
             flat.append((name, value))
     return flat
+
+
+def _hparam(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float) else str(value)
 
 
 def _clock(seconds: float) -> str:

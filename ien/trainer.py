@@ -14,6 +14,7 @@ import torch
 
 from ien import checkpoint, evaluate
 from ien.build import Parts
+from ien.config import hyperparameters
 from ien.distributed import Agreement
 from ien.errors import InputError
 from ien.evaluate import Record, evaluation_record
@@ -61,7 +62,9 @@ class Trainer:
         self.seconds_before = self.progress.seconds
         self._note_position()
         self.read_at, self.read_time = self.step, self.began
-        self.tracker = Tracker(folder.path, self.total, self.step) if self.processes.first else None
+        self.tracker = None
+        if self.processes.first:
+            self.tracker = Tracker(folder.path, self.total, self.step, hparams=hyperparameters(self.settings))
 
     @property
     def step(self) -> int:

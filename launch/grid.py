@@ -18,7 +18,7 @@ def overrides(seeds: str | None, grid: Sequence[str], save_dir: str) -> list[lis
     """
     axes = [_axis(text) for text in grid]
     if seeds is not None:
-        axes.append(("run.seed", _numbers(seeds)))
+        axes.append(("run.seed", [str(seed) for seed in numbers(seeds)]))
     keys = [key for key, _ in axes]
     for key in keys:
         if keys.count(key) > 1:
@@ -58,16 +58,16 @@ def _split(values: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _numbers(text: str) -> list[str]:
-    """`0-4` and `0,3,7-9` as numbers, smallest first."""
+def numbers(text: str, name: str = "--seeds") -> list[int]:
+    """`0-4` and `0,3,7-9` as numbers, smallest first. Raises `InputError`, which says `name`."""
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first >= _LARGEST:
-            raise InputError(f"--seeds {text}: write numbers and ranges, as in --seeds 0-4 or --seeds 0,3,7-9")
+            raise InputError(f"{name} {text}: write numbers and ranges, as in {name} 0-4 or {name} 0,3,7-9")
         found |= set(range(first, last + 1))
-    return [str(number) for number in sorted(found)]
+    return sorted(found)
 
 
 def _name(keys: Sequence[str], values: Sequence[str]) -> str:
