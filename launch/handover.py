@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,15 @@ _SAFE = re.compile(r"/[A-Za-z0-9._=,@+/-]{0,254}")
 class Order:
     """Runs that go to SLURM together: one job, or one array. All ask for the same resources.
 
-    `folder` takes what submitit writes; `code` is the tree that the job runs.
+    `folder` takes what submitit writes; `code` is the tree that the job runs; `call` is what each process does, the run
+    itself if None.
     """
 
     runs: tuple[Config, ...]
     site: Site
     folder: Path
     code: Path = _ROOT
+    call: Callable[[], Any] | None = None
 
     @property
     def script(self) -> str:
@@ -63,7 +65,7 @@ class Order:
             for run in self.runs:
                 make_private(run_dir(run))
             self._index.write_text(json.dumps(self._policy, indent=2))
-            jobs = [Job(run.model_dump(mode="json")) for run in self.runs]
+            jobs = [self.call or Job(run.model_dump(mode="json")) for run in self.runs]
             with _environment(slurm.scrubbed(os.environ)):
                 executor = self._executor()
                 with executor.batch():
@@ -135,7 +137,9 @@ class _Executor(submitit.SlurmExecutor):
         return f"{self.python} -u {shlex.quote(f'{self.code}/launch/task.py')} {shlex.quote(str(self.folder))}"
 
 
-def order(runs: Sequence[Config], site: Site, folder: Path, snapshot: bool) -> Order:
+def order(
+    runs: Sequence[Config], site: Site, folder: Path, snapshot: bool, call: Callable[[], Any] | None = None
+) -> Order:
     """What `runs` become on SLURM; with `snapshot`, the code's copy is made now.
 
     Raises `InputError` for a path that a script, or SLURM, would not take as it is.
@@ -148,7 +152,7 @@ def order(runs: Sequence[Config], site: Site, folder: Path, snapshot: bool) -> O
             shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:80]}…"
             allowed = "at most 255 characters from A-Z a-z 0-9 . _ = , @ + / -"
             raise InputError(f"run.root: {shown!r} cannot stand in a job's script; write a path of {allowed}")
-    return Order(runs, site, folder, code)
+    return Order(runs, site, folder, code, call)
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,12 @@ class Job:
 def _cores_here() -> int:
     """The cores that this process may use, which in a container or a job are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def nodes_here() -> tuple[int, tuple[str, ...]]:
+    """This process's number among those of its job, and the names of the job's nodes."""
+    environment = submitit.JobEnvironment()
+    return environment.global_rank, tuple(environment.hostnames)
 
 
 def process_variables(environment: submitit.JobEnvironment, folder: Path | None = None) -> dict[str, str]:

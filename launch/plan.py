@@ -6,7 +6,7 @@ import getpass
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,26 +63,13 @@ class Plan:
 
     def handed_over(self) -> Iterator[Submitted]:
         """Submit all. Raises `InputError` before anything is submitted if SLURM would refuse it."""
-        self._refuse_queued()
+        refuse_queued([run_dir(run) for run in self.waiting])
         for asked in self.orders(snapshot=False):
             accepted, verdict = slurm.test_only(asked.script)
             if not accepted:
                 raise InputError(f"SLURM would not take the job: {verdict}; see it with --dry-run")
         for asked in self.orders(snapshot=True):
             yield from asked.submit(self.command)
-
-    def _refuse_queued(self) -> None:
-        """Raises `InputError` for a run that a job waits to train, or trains."""
-        try:
-            known = slurm.queue()
-        except slurm.SlurmError as error:
-            raise InputError(f"SLURM does not answer: {error}; try again, or take --executor local") from error
-        for run in self.waiting:
-            for attempt in ledger.attempts(ledger.read(run_dir(run))):
-                queued = known.get(attempt.job)
-                if queued and not queued.over and attempt.outcome != "finished":
-                    state = f"{run_dir(run)} has job {queued.job} already ({queued.state})"
-                    raise InputError(f"{state}; wait for it, or type: python -m launch.jobs cancel {run_dir(run)}")
 
     def notes(self, job: Submitted) -> list[str]:
         """What a user does next; of an array, with its last run's numbers."""
@@ -131,12 +118,34 @@ def told(plan: Plan) -> str:
         return "\n".join(lines)
     lines.append(f"at most     {_hours(plan)}")
     for order in plan.orders(snapshot=False):
-        accepted, verdict = slurm.test_only(order.script)
-        syntax = subprocess.run(["bash", "-n"], input=order.script, capture_output=True, text=True, check=False).stderr
-        lines += ["", *order.script.rstrip().splitlines(), ""]
-        lines.append(f"bash        {'no mistake found (bash -n)' if not syntax else ' '.join(syntax.split())}")
-        lines.append(f"slurm       {'would take it' if accepted else 'REFUSES it'} (sbatch --test-only): {verdict}")
+        lines += ["", *checked(order)]
     return "\n".join(lines)
+
+
+def checked(order: Order) -> list[str]:
+    """The script of a job, and what bash and SLURM say to it."""
+    accepted, verdict = slurm.test_only(order.script)
+    syntax = subprocess.run(["bash", "-n"], input=order.script, capture_output=True, text=True, check=False).stderr
+    return [
+        *order.script.rstrip().splitlines(),
+        "",
+        f"bash        {'no mistake found (bash -n)' if not syntax else ' '.join(syntax.split())}",
+        f"slurm       {'would take it' if accepted else 'REFUSES it'} (sbatch --test-only): {verdict}",
+    ]
+
+
+def refuse_queued(folders: Iterable[Path]) -> None:
+    """Raises `InputError` for the folder of a run that a job waits to train, or trains."""
+    try:
+        known = slurm.queue()
+    except slurm.SlurmError as error:
+        raise InputError(f"SLURM does not answer: {error}; try again, or take --executor local") from error
+    for folder in folders:
+        for attempt in ledger.attempts(ledger.read(folder)):
+            queued = known.get(attempt.job)
+            if queued and not queued.over and attempt.outcome != "finished":
+                state = f"{folder} has job {queued.job} already ({queued.state})"
+                raise InputError(f"{state}; wait for it, or type: python -m launch.jobs cancel {folder}")
 
 
 def _hours(plan: Plan) -> str:

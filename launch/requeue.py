@@ -56,7 +56,11 @@ class Decision:
 
 def main(arguments: Sequence[str]) -> int:
     """Decide, write it down, do it. Returns the exit status of the batch script."""
-    folder, policy, status = _given(list(arguments))
+    return after(*_given(list(arguments)))
+
+
+def after(folder: Path, policy: dict[str, Any], status: int) -> int:
+    """The same for the run in `folder`, whose srun ended with `status`."""
     number, restart = ledger.job_of(os.environ)
     book = Ledger(folder, number, restart)
     events = ledger.read(folder)
@@ -91,7 +95,7 @@ def killed(attempt: Attempt, status: int, log: Path | None) -> str | None:
 
 def decide(events: Sequence[Event], number: str, restart: int, job: Job, policy: dict[str, Any]) -> Decision:
     """From the ledger of the run and SLURM's view of the job to what happens next."""
-    attempts = ledger.attempts(list(events))
+    attempts = [one for one in ledger.attempts(list(events)) if not _is_another_element(one.job, number)]
     mine = next((one for one in attempts if (one.job, one.restart) == (number, restart)), Attempt(number, restart))
     if mine.outcome == "finished" or _cancelled(events, number):
         return Decision("")
@@ -151,6 +155,11 @@ def seen(told: dict[str, str]) -> Job:
 
 def _cancelled(events: Sequence[Event], number: str) -> bool:
     return any(event["event"] == "cancelled" and event.get("job") == number for event in events)
+
+
+def _is_another_element(job: str, number: str) -> bool:
+    """Elements of an array that search one sweep write into one ledger."""
+    return job != number and "_" in job and job.partition("_")[0] == number.partition("_")[0]
 
 
 def _requeued_as(attempt: Attempt) -> str:

@@ -18,12 +18,12 @@ if __name__ == "__main__":
 
 from ien.errors import InputError, OneLineParser, told_in_one_line
 from ien.ledger import job_of
-from ien.lock import Lock
-from ien.private import make_private
 from ien.stopping import JOB_END, STOPPED
-from ien.tracking import write_text
-from launch.search import book, results, sampling, sweep
+from launch import requeue, slurm
+from launch.search import job, sampling, submission, sweep
+from launch.search.submission import Submission
 from launch.search.sweep import Sweep
+from launch.sites import site
 
 _EXAMPLES = """examples:
   python launch/tune.py --config configs/sweeps/digits.yaml
@@ -31,6 +31,8 @@ _EXAMPLES = """examples:
   python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml budget.trials=32 name=beta_32
   python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml set.tot_epochs=20 resources.gpus=1
   python launch/tune.py --config configs/sweeps/digits.yaml --report
+  python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml --executor slurm launch.nodes=2 launch.cpus_per_task=8
+  python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml --executor slurm --array 4 --dry-run
 """
 
 
@@ -39,38 +41,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with told_in_one_line():
         given = _parser().parse_intermixed_args(arguments)
         wanted = sweep.load(given.config, given.overrides)
+        command = shlex.join(["python", "launch/tune.py", *(sys.argv[1:] if arguments is None else arguments)])
+        if given.requeue is not None:
+            sys.exit(_left(wanted, given.requeue))
+        asked = None if given.report else _submission(wanted, given, command)
         if given.dry_run:
-            print(_described(wanted))
+            print("\n".join([_described(wanted), *(["", *asked.script()] if asked else [])]))
             return
         wanted.refuse_other()
-        command = shlex.join(["python", "launch/tune.py", *(sys.argv[1:] if arguments is None else arguments)])
+        if asked:
+            _offered(wanted)
+            print("\n".join([f"{wanted.folder}: {_described(wanted)}", *asked.submit()]))
+            return
         if not given.report:
+            _offered(wanted)
             _search(wanted, command)
         sys.exit(_reported(wanted))
 
 
+def _submission(wanted: Sweep, given: argparse.Namespace, command: str) -> Submission | None:
+    """The job that was asked for; None for a search in this process. Raises `InputError`."""
+    executor = given.executor or wanted.file.launch.executor
+    if executor != "slurm":
+        if given.array or given.cluster or wanted.file.launch.nodes > 1:
+            what = f"--array {given.array}" if given.array else "--cluster" if given.cluster else "launch.nodes"
+            raise InputError(f"{what}: is for SLURM; add --executor slurm")
+        return None
+    if not slurm.available():
+        raise InputError("--executor slurm: needs sbatch and srun on the PATH; submit on a login node, or take local")
+    place, _ = site(given.cluster, slurm.cluster_name())
+    elements = 1 if given.array is None else given.array
+    return submission.submission(given.config, given.overrides, place, elements, command)
+
+
+def _offered(wanted: Sweep) -> None:
+    """Raises `InputError` for a sampler that is not installed."""
+    sampling.sampler(wanted.file.sampler, wanted.space, wanted.file.seed, list(wanted.goals.values()))
+
+
+def _left(wanted: Sweep, status: int) -> int:
+    """What slurm/tune.sbatch asks when its processes have left, srun with `status`."""
+    launch = wanted.file.launch
+    policy = {name: getattr(launch, name) for name in ("requeue", "max_timeouts", "max_failures")}
+    return requeue.after(wanted.folder, policy | {"signal_delay_s": launch.signal_s}, status)
+
+
 def _search(wanted: Sweep, command: str) -> None:
     """Run what is left of the sweep in a Ray of its own on this machine."""
-    sampling.sampler(wanted.file.sampler, wanted.space, wanted.file.seed, list(wanted.goals.values()))
-    _try_the_first(wanted)
+    import torch
+
+    job.try_the_first(wanted, _cores(), torch.cuda.device_count())
     driver = _driver()
-    make_private(wanted.folder.parent)
-    make_private(wanted.folder)
-    lock = Lock(wanted.folder, *job_of(os.environ))
-    try:
-        if not (wanted.folder / sweep.NAME).exists():
-            write_text(wanted.folder / sweep.NAME, wanted.text)
+    with job.held(wanted, None, *job_of(os.environ)):
         end = os.environ.get(JOB_END)
         stop, progress = driver.StopFlag(float(end) - 60 if end else None), driver.Progress()
         print(
             f"{wanted.folder}: {_described(wanted)}\nfollow it with: tensorboard --logdir {wanted.folder}", flush=True
         )
         with stop.heeded(), driver.ray_on_this_machine(_cores()), stop.heeded():  # Ray sets handlers of its own
-            driver.refuse_too_large(wanted)
             driver.search(wanted, driver.Element(), stop, progress)
         progress.end()
-    finally:
-        lock.release()
     if stop:
         why = stop.signal or "the end of its job"
         print(f"stopped by {why}; the same command goes on: {command}", file=sys.stderr)
@@ -85,37 +115,13 @@ def _driver() -> ModuleType:
     return driver
 
 
-def _try_the_first(wanted: Sweep) -> None:
-    """Open the data and build the network once: what no trial could use is refused before the first."""
-    from ien import build
-    from ien.models import MODELS
-
-    settings = wanted.run(0, {}, wanted.seeds[0])
-    data = build.open_data(settings)
-    if not len(data.val):
-        raise InputError(
-            f"{wanted.path}: metrics: are measured on held-out images; write set: {{data: {{val_split: 0.1}}}}"
-        )
-    build.make_network(settings, build.make_group(settings), data)
-    taps = MODELS[settings.model].build.taps
-    for metric in wanted.goals:
-        kind, slash, tap = metric.partition("/")
-        if slash and tap not in taps:
-            allowed = ", ".join(f"{kind}/{name}" for name in taps)
-            raise InputError(f"{wanted.path}: metrics: {metric} is not measured; {settings.model} has {allowed}")
-
-
 def _reported(wanted: Sweep) -> int:
     """Write the results of what there is, and print them."""
-    known = book.outcomes(wanted, list(book.read(wanted.folder).values()))
-    if not known:
+    text = job.report(wanted)
+    if not text:
         raise InputError(f"{wanted.folder}: holds no trial yet; run the sweep without --report")
-    again = f"python launch/submit.py --config {wanted.folder}/best.yaml"
-    text = results.write(
-        wanted.folder, wanted.name, known, wanted.goals, lambda one: wanted.best(one.settings), again, wanted.epochs
-    )
     print(text)
-    return 0 if any(one.state == "finished" for one in known) else 1
+    return 0 if (wanted.folder / "best.yaml").exists() else 1
 
 
 def _described(wanted: Sweep) -> str:
@@ -147,6 +153,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="a sweep, as in configs/sweeps")
     parser.add_argument("--dry-run", action="store_true", help="say what would be searched, and start nothing")
     parser.add_argument("--report", action="store_true", help="write the results of what there is, and start nothing")
+    parser.add_argument(
+        "--executor",
+        choices=["auto", "slurm", "local"],
+        help="who gives the machines: SLURM, or this one alone (auto; default: launch.executor)",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="SITE",
+        help="what the cluster offers: configs/clusters/SITE.yaml, or a file (default: by the SLURM cluster's name)",
+    )
+    parser.add_argument(
+        "--array", type=int, metavar="K", help="SLURM: an array of K jobs of one node that share the trials out"
+    )
+    parser.add_argument("--requeue", type=int, metavar="STATUS", help=argparse.SUPPRESS)  # slurm/tune.sbatch asks
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the sweep; set.KEY for its trials")
     return parser
 

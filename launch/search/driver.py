@@ -24,7 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ien.errors import InputError
 from ien.stopping import SIGNALS
 from launch.search import book, sampling
 from launch.search.book import Book, Entry
@@ -52,13 +51,15 @@ from ray.tune.stopper import Stopper
 
 _STOP = "ien-stop"
 _PREFIX = "ien-ray-"
+_LONGEST = 7  # bytes of the folder in which Ray has its own
+STORE_BYTES = 80 * 2**20  # the least; trials pass through it only small things
 
 
 def search(sweep: Sweep, element: Element, stop: StopFlag, progress: Progress) -> None:
     """Run what is left of a sweep, or of an element's share of it, until it is done or `stop` is asked."""
     told: Any = ray.remote(_Stop).options(name=_STOP, num_cpus=0).remote()  # trials ask it by its name
     ray.get(told.asked.remote())
-    storage = sweep.folder / ".ray"
+    storage = sweep.folder / (".ray" if element.book is None else f".ray-{element.book}")
     shutil.rmtree(storage, ignore_errors=True)
     proposals = _Proposals(sweep, element, stop, progress)
     actor = tune.with_resources(
@@ -227,6 +228,8 @@ class _Proposals(Searcher):
         again: list[Entry] = []
         for number, entry in self._entries.items():
             known = book.outcome(self._sweep, entry)
+            if known.state == "unfinished" and not self._element.has(number):
+                continue  # another element trains it
             if known.state == "unfinished":
                 self._sampler.running(number, entry.point)
                 again.append(entry)
@@ -327,13 +330,13 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
 
 
 @contextmanager
-def ray_on_this_machine(cpus: int) -> Iterator[None]:
+def ray_on_this_machine(cpus: int, gpus: int | None = None) -> Iterator[None]:
     """A Ray of one's own, which listens on this machine alone and ends with the block, whatever others run here."""
     import ray._private.ray_constants as constants
 
     # Ray's own switch for machines where it must not be seen from outside; without it, it listens everywhere.
     constants.ENABLE_RAY_CLUSTER = False
-    folder = _own_folder()
+    folder = own_folder()
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -342,8 +345,9 @@ def ray_on_this_machine(cpus: int) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=cpus,
+            num_gpus=gpus,  # None: what the machine has
             include_dashboard=False,
-            object_store_memory=80 * 2**20,  # the least; trials pass through it only small things
+            object_store_memory=STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
@@ -354,9 +358,10 @@ def ray_on_this_machine(cpus: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """A new folder for Ray, private and short (sockets' paths have 107 bytes); those of the dead are removed."""
     place = Path(tempfile.gettempdir())
+    place = place if len(str(place)) <= _LONGEST else Path("/tmp")  # Ray adds a hundred bytes
     for left in place.glob(f"{_PREFIX}{os.getuid()}-*"):
         if not _runs(int(left.name.split("-")[3])):
             shutil.rmtree(left, ignore_errors=True)
@@ -370,16 +375,5 @@ def _runs(process: int) -> bool:
 def refuse_too_large(sweep: Sweep) -> None:
     """Raises `InputError` where no node of Ray's has what one trial needs."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, wanted in (("CPU", sweep.cpus), ("GPU", sweep.gpus)):
-        there = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if wanted > there:
-            file, count = sweep.file.resources, len(sweep.seeds)
-            each = file.cpus if name == "CPU" else file.gpus
-            asked = (
-                f"{count} seed{'s' * (count > 1)} × {file.processes} process{'es' * (file.processes > 1)} × {each:g}"
-            )
-            less = f"{each * there / wanted:.2g} or less" if there else "0"
-            raise InputError(
-                f"resources: a trial needs {wanted:g} {name}s ({asked}), and the largest machine has {there:g}; "
-                f"write resources.{name.lower()}s={less}, or fewer seeds"
-            )
+    cpus, gpus = (max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("CPU", "GPU"))
+    sweep.refuse_too_large(cpus, gpus)

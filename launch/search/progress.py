@@ -16,9 +16,9 @@ _EVERY_S = 1.0  # between drawings of the table
 class Progress:
     """In a terminal a table of what trains now, redrawn; elsewhere a line for each trial that begins or is over."""
 
-    def __init__(self, screen: TextIO = sys.stderr):
-        self._screen = screen
-        self._live = screen.isatty()
+    def __init__(self, screen: TextIO | None = None):
+        self._screen = screen or sys.stderr
+        self._live = self._screen.isatty()
         self._training: dict[int, str] = {}
         self._lines = self._over = 0
         self._of = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from ien import config
 from ien.config import Config
 from ien.config_files import Setting, as_yaml, from_command_line, nested, read
 from ien.config_problems import by_dotted_key, told
-from ien.config_sections import Count, Settings
+from ien.config_sections import Count, LaunchSettings, Settings
 from ien.errors import InputError
 from ien.private import refuse_shared
 from launch.grid import numbers
@@ -32,7 +32,7 @@ WHOLE = ("accuracy", "accuracy_second_view", "class_loss", "equivariance", "rela
 BY_TAP = ("equi_loss", "feature_norm", "relative_equivariance_error")
 NAME = "sweep.yaml"
 # May change while a sweep is unfinished: how much, where and how often, but not what is compared.
-_FREE = ("budget", "resources", "max_failures")
+_FREE = ("budget", "resources", "max_failures", "launch")
 _BOUND_BASE = "base settings"
 
 
@@ -80,9 +80,10 @@ class SweepFile(Settings):
     pbt: Pbt = Pbt()
     budget: Budget = Budget()
     resources: Resources = Resources()
+    launch: LaunchSettings = LaunchSettings()  # of the job that searches, on SLURM
 
 
-_SECTIONS = frozenset({"asha", "pbt", "budget", "resources", "set"})
+SECTIONS = frozenset({"asha", "pbt", "budget", "resources", "launch", "set"})
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,18 @@ class Sweep:
     def gpus(self) -> float:
         """GPUs of one trial."""
         return len(self.seeds) * self.file.resources.processes * self.file.resources.gpus
+
+    def refuse_too_large(self, cpus: float, gpus: float) -> None:
+        """Raises `InputError` where one trial needs more than the largest machine has."""
+        file, count = self.file.resources, len(self.seeds)
+        for name, wanted, there, each in (("CPU", self.cpus, cpus, file.cpus), ("GPU", self.gpus, gpus, file.gpus)):
+            if wanted > there:
+                asked = f"{count} seed{'s' * (count > 1)} × {file.processes} process{'es' * (file.processes > 1)}"
+                less = f"{each * there / wanted:.2g} or less" if there else "0"
+                raise InputError(
+                    f"resources: a trial needs {wanted:g} {name}s ({asked} × {each:g}), and the largest machine has "
+                    f"{there:g}; write resources.{name.lower()}s={less}" + (", or fewer seeds" if count > 1 else "")
+                )
 
     def run(self, number: int, point: Point, seed: int, generation: int = 0) -> Config:
         """The settings of one run of trial `number`. Raises `InputError` where the point cannot be."""
@@ -174,16 +187,17 @@ class Sweep:
         return [value for one in axes for value in (one.options if isinstance(one, Choice) else (one.low, one.high))]
 
 
-def load(path: Path, words: Sequence[str] = ()) -> Sweep:
+def load(path: Path, words: Sequence[str] = (), below: Mapping[str, Setting] | None = None) -> Sweep:
     """The sweep of a file, with `key=value` over it (`set.KEY=value` for the settings of every trial).
 
-    Raises `InputError` of one line for whatever cannot be read or is not allowed.
+    `below` are settings over which the file's stand: a cluster's `launch`. Raises `InputError` of one line for whatever
+    cannot be read or is not allowed.
     """
-    given = read(path, _SECTIONS) | from_command_line(words, _SECTIONS)
+    given = dict(below or {}) | read(path, SECTIONS) | from_command_line(words, SECTIONS)
     fixed = {key: setting for key, setting in given.items() if key.startswith("set.")}
     rest = {key: setting for key, setting in given.items() if key not in fixed}
     try:
-        file = SweepFile.model_validate(nested(rest, _SECTIONS))
+        file = SweepFile.model_validate(nested(rest, SECTIONS))
     except ValidationError as error:
         raise told(error, by_dotted_key(SweepFile), rest, str(path)) from None
     base_path = Path(os.path.normpath(path.parent / file.base))

@@ -29,6 +29,7 @@ Metrics = dict[str, float]
 
 PATIENCE_S = 60.0  # for a folder that the processes of a killed search still leave
 LEAVE_S = 600.0  # for saving and leaving
+HEARD_S = 15.0  # for the search to hear of a signal that a run has heard
 OUTLIVE_S = 30.0  # for a process of whose run another has ended
 _RENDEZVOUS = "IEN_RENDEZVOUS"  # as `ien.distributed` has it, which loads torch
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -223,11 +224,20 @@ class _Run:
                 return self._begin()
         if set(codes) == {0}:
             raise _LeftError
+        if STOPPED in codes and self._asked_soon():
+            raise InterruptedTrialError
         if REFUSED in codes or IN_USE in codes:
             raise TrialFailedError(self._said("error: "), again=False)
         killed = [-code for code in codes if code < 0]
         named = f"killed by {signal.Signals(killed[0]).name}" if killed else f"status {max(codes)}"
         raise TrialFailedError(f"{named}: {self._said('')}", again=True)
+
+    def _asked_soon(self) -> bool:
+        """Whether the search is to stop as well: a scheduler signals every process of a job, and runs are quick."""
+        until = time.monotonic() + HEARD_S
+        while not self.asked() and time.monotonic() < until:
+            time.sleep(0.2)
+        return self.asked()
 
     def _exit_codes(self, seconds: float) -> list[int]:
         """Wait for all processes; one that takes longer is killed, and its status not counted."""

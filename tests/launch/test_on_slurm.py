@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import slurm
 from tests.launch.cluster import ROOT, Runs, hurt, left_over, quiet, said, task
 from tests.runs_compared import assert_equal_runs, lines
 
