@@ -21,6 +21,7 @@ from ien.ledger import job_of
 from ien.stopping import JOB_END, STOPPED
 from launch import requeue, slurm
 from launch.search import job, sampling, submission, sweep
+from launch.search.agenda import Element
 from launch.search.submission import Submission
 from launch.search.sweep import Sweep
 from launch.sites import site
@@ -31,7 +32,7 @@ _EXAMPLES = """examples:
   python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml budget.trials=32 name=beta_32
   python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml set.tot_epochs=20 resources.gpus=1
   python launch/tune.py --config configs/sweeps/digits.yaml --report
-  python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml --executor slurm launch.nodes=2 launch.cpus_per_task=8
+  python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml --executor slurm launch.nodes=2
   python launch/tune.py --config configs/sweeps/rot_mnist_beta.yaml --executor slurm --array 4 --dry-run
 """
 
@@ -99,7 +100,7 @@ def _search(wanted: Sweep, command: str) -> None:
             f"{wanted.folder}: {_described(wanted)}\nfollow it with: tensorboard --logdir {wanted.folder}", flush=True
         )
         with stop.heeded(), driver.ray_on_this_machine(_cores()), stop.heeded():  # Ray sets handlers of its own
-            driver.search(wanted, driver.Element(), stop, progress)
+            driver.search(wanted, Element(), stop, progress)
         progress.end()
     if stop:
         why = stop.signal or "the end of its job"
@@ -133,8 +134,8 @@ def _described(wanted: Sweep) -> str:
     if file.scheduler == "asha":
         lines[0] += f"; none is stopped before epoch {wanted.grace_epochs} of {wanted.epochs}"
     lines += [f"  {line}" for line in wanted.space.described()]
-    each = f"{wanted.cpus:g} CPUs" + (f" and {wanted.gpus:g} GPUs" if wanted.gpus else "")
-    lines.append(f"  each trial: up to {wanted.epochs} epochs on {each}")
+    each = f"CPU {wanted.cpus:g}" + (f", GPU {wanted.gpus:g}" if wanted.gpus else "")
+    lines.append(f"  each trial: up to {wanted.epochs} epochs; {each}")
     return "\n".join(lines)
 
 

@@ -32,6 +32,11 @@ class Choice:
         """The value below which lies `share` (0 ≤ share < 1) of all draws."""
         return self.options[int(share * len(self.options))]
 
+    def beside(self, value: Any, up: bool) -> Any:
+        """The option after, or before, `value`; at an end `value` itself."""
+        place = next(place for place, option in enumerate(self.options) if same(option, value))
+        return self.options[min(max(place + (1 if up else -1), 0), len(self.options) - 1)]
+
     def can_be(self, value: Any) -> bool:
         return is_among(value, self.options)
 
@@ -74,6 +79,14 @@ class Range:
             low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
             return min(max(round(math.exp(low + share * (high - low))), self.low), self.high)
         return self._after(int(share * int(steps(self.low, self.high, self.step) + 1)))
+
+    def beside(self, value: float, up: bool) -> float:
+        """A fifth more, or less, than `value`, and never beyond the ends."""
+        near = value * (1.2 if up else 0.8)
+        if self.step is not None:
+            count = max(1, round(abs(near - value) / self.step))
+            near = self._after(round((value - self.low) / self.step) + (count if up else -count))
+        return min(max(near, self.low), self.high)
 
     def can_be(self, value: Any) -> bool:
         """Never, without steps: a draw hits no value exactly."""

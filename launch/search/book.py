@@ -34,6 +34,7 @@ class Entry:
     stopped_at: int | None = None  # by the scheduler, after that epoch
     failures: list[str] = field(default_factory=list)
     given_up: bool = False
+    generation: int = 0  # how its settings were last changed on the way; names its run folders
 
 
 class Book:
@@ -49,14 +50,20 @@ class Book:
         """The scheduler ended the trial after `epoch`."""
         self._add("stopped", number, epoch=epoch)
 
+    def changed(self, number: int, point: Point, generation: int) -> None:
+        """The scheduler gave the trial other settings on the way."""
+        self._add("changed", number, settings=point, generation=generation)
+
     def failed(self, number: int, cause: str, given_up: bool) -> None:
         self._add("failed", number, cause=cause, given_up=given_up)
 
     def _add(self, event: str, number: int, **facts: Any) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, "trial": number, **facts})
-        with self.path.open("a") as file:
-            file.write(line + "\n")
+        line = json.dumps({"time": now, "event": event, "trial": number, **facts}).encode() + b"\n"
+        with self.path.open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # after half a line of a search that was killed as it wrote
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -69,7 +76,7 @@ def read(folder: Path) -> dict[int, Entry]:
             try:
                 event = json.loads(line)
             except ValueError:
-                continue  # half a line, of a search that was killed as it wrote
+                continue  # half a line
             _apply(entries, event)
     return dict(sorted(entries.items()))
 
@@ -80,6 +87,8 @@ def _apply(entries: dict[int, Entry], event: dict[str, Any]) -> None:
         entries.setdefault(number, Entry(number, event["settings"]))
     elif event["event"] == "stopped":
         entries[number].stopped_at = event["epoch"]
+    elif event["event"] == "changed":
+        entries[number].point, entries[number].generation = event["settings"], event["generation"]
     else:
         entries[number].failures.append(event["cause"])
         entries[number].given_up = event["given_up"]
@@ -92,7 +101,7 @@ def outcomes(sweep: Sweep, entries: Sequence[Entry]) -> list[Outcome]:
 
 def outcome(sweep: Sweep, entry: Entry) -> Outcome:
     """What became of one proposal."""
-    folders = tuple(sweep.folder / f"{entry.number:03}" / f"seed-{seed}" for seed in sweep.seeds)
+    folders = tuple(sweep.run_folder(entry.number, seed, entry.generation) for seed in sweep.seeds)
     told = [records(folder) for folder in folders]
     reached = min(max(one, default=0) for one in told)
     if entry.stopped_at is not None:

@@ -8,25 +8,26 @@ there is.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import os
+import random
 import secrets
 import shutil
 import signal
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ien.stopping import SIGNALS
-from launch.search import book, sampling
-from launch.search.book import Book, Entry
+from launch.search import book
+from launch.search.agenda import Agenda, Element
 from launch.search.progress import Progress
 from launch.search.sweep import Sweep
 from launch.search.trial import InterruptedTrialError, Metrics, Trial, TrialFailedError
@@ -45,13 +46,14 @@ os.environ |= {
 
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 _STOP = "ien-stop"
 _PREFIX = "ien-ray-"
-_LONGEST = 7  # bytes of the folder in which Ray has its own
+OPEN = "r"  # within it what Ray makes open to everybody
+_LONGEST = 5  # bytes of the folder in which Ray has its own
 STORE_BYTES = 80 * 2**20  # the least; trials pass through it only small things
 
 
@@ -61,25 +63,29 @@ def search(sweep: Sweep, element: Element, stop: StopFlag, progress: Progress) -
     ray.get(told.asked.remote())
     storage = sweep.folder / (".ray" if element.book is None else f".ray-{element.book}")
     shutil.rmtree(storage, ignore_errors=True)
-    proposals = _Proposals(sweep, element, stop, progress)
+    agenda = Agenda(sweep, element, progress)
     actor = tune.with_resources(
         tune.with_parameters(_Actor, sweep=sweep),
         tune.PlacementGroupFactory([{"CPU": sweep.cpus} | ({"GPU": sweep.gpus} if sweep.gpus else {})]),
     )
+    # A population is there from its first epoch on, and Ray takes no sampler for it.
+    population = list(iter(agenda.next, None)) if sweep.file.scheduler == "pbt" else []
     tuner = tune.Tuner(
         actor,
+        param_space={"trial": tune.grid_search(population)} if population else {},
         tune_config=tune.TuneConfig(
-            num_samples=-1,
-            search_alg=proposals,
+            num_samples=1 if population else -1,
+            search_alg=None if population else _Proposals(agenda, stop),
             scheduler=_scheduler(sweep),
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
-            trial_dirname_creator=lambda trial: f"{trial.config['number']:03}-{trial.trial_id}",
+            trial_name_creator=_name,
+            trial_dirname_creator=lambda trial: f"{_name(trial)}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(storage.absolute()),
             stop=_AskedTo(stop, told),
+            callbacks=[_Listener(agenda, stop)],
             failure_config=tune.FailureConfig(max_failures=sweep.file.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -89,20 +95,6 @@ def search(sweep: Sweep, element: Element, stop: StopFlag, progress: Progress) -
         tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-
-
-class Element:
-    """Which share of the trials is this search's: those whose number leaves `index` when divided by `count`."""
-
-    def __init__(self, index: int = 0, count: int = 1):
-        self.index, self.count = index, count
-
-    @property
-    def book(self) -> int | None:
-        return self.index if self.count > 1 else None
-
-    def has(self, number: int) -> bool:
-        return number % self.count == self.index
 
 
 class StopFlag:
@@ -161,11 +153,13 @@ class _Actor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], sweep: Sweep | None = None) -> None:
         assert sweep  # Ray gives it, here and in `reset_config`
-        self._sweep, self._left, self._stopped_at = sweep, config["attempts_left"], config["stopped_at"]
-        point = json.loads(config["point"])
+        order = config["trial"]
+        self._sweep, self._left, self._stopped_at = sweep, order["attempts_left"], order["stopped_at"]
+        self._facts = {"point": order["point"], "generation": order["generation"]}
+        number, point = _number(self.trial_name), json.loads(order["point"])
         stop = ray.get_actor(_STOP)
         self._trial = Trial(
-            [sweep.run(config["number"], point, seed) for seed in sweep.seeds],
+            [sweep.run(number, point, seed, order["generation"]) for seed in sweep.seeds],
             threads=max(1, int(sweep.file.resources.cpus)),
             asked=lambda: bool(ray.get(stop.asked.remote())),
         )
@@ -190,10 +184,16 @@ class _Actor(tune.Trainable):
                     return {"done": True, "end": "failed", "failures": failures}
                 continue
             epoch = self._trial.epoch
-            facts = {**metrics, "epoch": epoch, "failures": failures}
+            facts = {**metrics, **self._facts, "epoch": epoch, "failures": failures}
             if epoch in (self._trial.epochs, self._stopped_at):
                 return {**facts, "done": True, "end": "whole" if epoch == self._trial.epochs else "as before"}
             return facts
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self._trial.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        self._trial.take(Path(checkpoint))
 
     def cleanup(self) -> None:
         self._trial.end()
@@ -207,106 +207,16 @@ class _Actor(tune.Trainable):
 
 
 class _Proposals(Searcher):
-    """What is tried next, and what is written down about it."""
-
-    def __init__(self, sweep: Sweep, element: Element, stop: StopFlag, progress: Progress):
+    def __init__(self, agenda: Agenda, stop: StopFlag):
         super().__init__()
-        self._sweep, self._element, self._stop, self._progress = sweep, element, stop, progress
-        self._book = Book(sweep.folder, element.book)
-        self._until = time.monotonic() + 3600 * (sweep.file.budget.hours or math.inf)
-        directions = list(sweep.goals.values())
-        self._sampler = sampling.sampler(sweep.file.sampler, sweep.space, sweep.file.seed, directions)
-        self._entries = book.read(sweep.folder)
-        self._trials: dict[str, Entry] = {}
-        self._settled: set[int] = set()
-        self._queue: deque[Entry] = deque()
-        self._next = 0
-        self._take_up()
-
-    def _take_up(self) -> None:
-        """Tell the sampler what there is; what is unfinished comes first."""
-        again: list[Entry] = []
-        for number, entry in self._entries.items():
-            known = book.outcome(self._sweep, entry)
-            if known.state == "unfinished" and not self._element.has(number):
-                continue  # another element trains it
-            if known.state == "unfinished":
-                self._sampler.running(number, entry.point)
-                again.append(entry)
-                continue
-            self._settled.add(number)
-            self._tell(entry, known.metrics, known.state)
-            # A scheduler compares with those that are over, so it sees them pass once more; nothing is trained.
-            if self._sweep.file.scheduler == "asha" and known.state != "failed":
-                self._queue.append(entry)
-        self._queue.extend(again)
-        self._progress.begin(self._sweep, len(self._settled))
+        self._agenda, self._stop = agenda, stop
 
     def suggest(self, trial_id: str) -> Any:
-        entry = self._queue.popleft() if self._queue else self._new()
-        if entry is None or self._stop:
-            return Searcher.FINISHED
-        self._trials[trial_id] = entry
-        return {
-            "number": entry.number,
-            "point": json.dumps(entry.point),
-            "stopped_at": entry.stopped_at,
-            "attempts_left": self._sweep.file.max_failures - len(entry.failures),
-        }
-
-    def _new(self) -> Entry | None:
-        """The next trial of this search; its settings are drawn for the whole sweep, so that a share of it is one."""
-        while self._next < self._limit and time.monotonic() < self._until:
-            number, self._next = self._next, self._next + 1
-            if number in self._entries or not self._element.has(number):
-                continue
-            point = self._sampler.propose(number)
-            if point is None:
-                return None
-            entry = self._entries[number] = Entry(number, point)
-            self._book.proposed(number, point)
-            return entry
-        return None
-
-    @property
-    def _limit(self) -> float:
-        return math.inf if self._sweep.file.sampler == "grid" else self._sweep.file.budget.trials
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        entry = self._trials[trial_id]
-        self._note_failures(entry, result, given_up=False)
-        if entry.number not in self._settled:
-            self._progress.epoch(entry, result)
+        order = None if self._stop else self._agenda.next()
+        return Searcher.FINISHED if order is None else {"trial": order}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        entry = self._trials[trial_id]
-        if entry.number in self._settled:
-            return
-        end = "failed" if error else (result or {}).get("end")
-        if end == "interrupted" or (end is None and self._stop):
-            return
-        if error:
-            result = {"failures": ["its worker process was lost"]}
-        self._note_failures(entry, result or {}, given_up=end == "failed")
-        if end is None:
-            entry.stopped_at = int((result or {})["epoch"])
-            self._book.stopped(entry.number, entry.stopped_at)
-        self._settled.add(entry.number)
-        known = book.outcome(self._sweep, entry)
-        self._tell(entry, known.metrics, known.state)
-        self._progress.over(entry, known)
-
-    def _note_failures(self, entry: Entry, result: dict[str, Any], given_up: bool) -> None:
-        causes = result.get("failures") or []
-        for place, cause in enumerate(causes, start=1):
-            entry.failures.append(cause)
-            entry.given_up = given_up and place == len(causes)
-            self._book.failed(entry.number, cause, entry.given_up)
-            self._progress.failed(entry, cause, entry.given_up)
-
-    def _tell(self, entry: Entry, metrics: Metrics, state: str) -> None:
-        values = [metrics[metric] for metric in self._sweep.goals] if metrics and state != "failed" else None
-        self._sampler.told(entry.number, entry.point, values, entry.stopped_at if state == "stopped" else None)
+        """Nothing: see `_Listener`."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the book has it all."""
@@ -315,10 +225,46 @@ class _Proposals(Searcher):
         """Nothing."""
 
 
+class _Listener(tune.Callback):
+    def __init__(self, agenda: Agenda, stop: StopFlag):
+        self._agenda, self._stop = agenda, stop
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._agenda.heard(_number(str(trial)), result)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        end = trial.last_result.get("end")
+        if end != "interrupted" and not (end is None and self._stop):
+            self._agenda.over(_number(str(trial)), trial.last_result)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._agenda.lost(_number(str(trial)))
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']['number']:03}"
+
+
+def _number(name: str) -> int:
+    """A scheduler may give a trial another one's config; its name it keeps."""
+    return int(name.rpartition("-")[2])
+
+
 def _scheduler(sweep: Sweep) -> TrialScheduler:
     if sweep.file.scheduler == "none":
         return FIFOScheduler()
     (metric, mode), *_ = sweep.goals.items()
+    if sweep.file.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr="epoch",
+            metric=metric,
+            mode=mode,
+            perturbation_interval=sweep.file.pbt.every_epochs,
+            quantile_fraction=sweep.file.pbt.quantile,
+            custom_explore_fn=_explorer(sweep),
+            synch=True,  # all are compared after the same epoch
+            log_config=False,
+        )
     return AsyncHyperBandScheduler(
         time_attr="epoch",
         metric=metric,
@@ -327,6 +273,21 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
         grace_period=sweep.grace_epochs,
         reduction_factor=sweep.file.asha.reduction_factor,
     )
+
+
+def _explorer(sweep: Sweep) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What gives a trial that takes over another's weights its settings, and a generation that no other had."""
+    known = [entry.generation for entry in book.read(sweep.folder).values()]
+    generations = itertools.count(1 + max(known, default=0))
+    random.seed(sweep.file.seed)  # which trial is taken over is drawn from the same numbers
+    shares = iter(random.random, None)
+
+    def explored(config: dict[str, Any]) -> dict[str, Any]:
+        order = config["trial"]
+        point = json.dumps(sweep.space.perturbed(json.loads(order["point"]), shares))
+        return {"trial": order | {"point": point, "generation": next(generations), "stopped_at": None}}
+
+    return explored
 
 
 @contextmanager
@@ -350,7 +311,7 @@ def ray_on_this_machine(cpus: int, gpus: int | None = None) -> Iterator[None]:
             object_store_memory=STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / OPEN),
         )
         yield
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,16 @@ class Space:
             if one.active(point):
                 point[one.key] = one.values.at(_share(f"{seed} {number} {attempt} {one.key}"))
         return point
+
+    def perturbed(self, point: Point, shares: Iterator[float]) -> Point:
+        """`point` with every setting moved a little, or (one in four) drawn anew (population based training, arXiv
+        1711.09846); `shares` are random numbers from 0 to 1."""
+        moved = dict(point)
+        for one in self.axes:
+            if one.key in point:
+                anew, share = next(shares) < 0.25, next(shares)
+                moved[one.key] = one.values.at(share) if anew else one.values.beside(point[one.key], up=share < 0.5)
+        return moved
 
     def suggested(self, trial: Trial) -> Point:
         """The point that an Optuna trial has."""

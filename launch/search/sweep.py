@@ -31,6 +31,7 @@ from launch.search.space import Point, Space, overrides
 WHOLE = ("accuracy", "accuracy_second_view", "class_loss", "equivariance", "relative_equivariance_error")
 BY_TAP = ("equi_loss", "feature_norm", "relative_equivariance_error")
 NAME = "sweep.yaml"
+CHANGEABLE = ("beta_weight", "max_lr", "low_lr", "dec_scale", "optimizer.clip_norm")  # in the middle of a run
 # May change while a sweep is unfinished: how much, where and how often, but not what is compared.
 _FREE = ("budget", "resources", "max_failures", "launch")
 _BOUND_BASE = "base settings"
@@ -110,12 +111,12 @@ class Sweep:
     @property
     def epochs(self) -> int:
         """The most that a trial trains."""
-        return max([self.base.tot_epochs, *self._choices("tot_epochs")])
+        return max(self._values("tot_epochs") or [self.base.tot_epochs])
 
     @property
     def grace_epochs(self) -> int:
         """Epochs before which ASHA stops nobody: `grace_cycles` of the longest cycle in the space."""
-        longest = max([self.base.cyc_size, *self._choices("cyc_size")])
+        longest = max(self._values("cyc_size") or [self.base.cyc_size])
         return max(1, min(round(self.file.asha.grace_cycles * longest), self.epochs))
 
     @cached_property
@@ -142,12 +143,13 @@ class Sweep:
 
     def run(self, number: int, point: Point, seed: int, generation: int = 0) -> Config:
         """The settings of one run of trial `number`. Raises `InputError` where the point cannot be."""
-        place = f"{self.save_dir(number)}/seed-{seed}" + (f"-{generation}" if generation else "")
+        place = self.run_folder(number, seed, generation).relative_to(self.base.run.root)
         words = [*self.over, *overrides(point), f"run.seed={seed}", f"save_dir={place}"]
         return config.load(self.base_path, words)
 
-    def save_dir(self, number: int) -> str:
-        return f"sweeps/{self.name}/{number:03}"
+    def run_folder(self, number: int, seed: int, generation: int = 0) -> Path:
+        """Where that run lies; another one for each generation of its settings."""
+        return self.folder / f"{number:03}" / (f"seed-{seed}" + (f"-{generation}" if generation else ""))
 
     def best(self, point: Point) -> str:
         """YAML that repeats a trial's first run as one of its own, tested at the end."""
@@ -182,7 +184,8 @@ class Sweep:
         """What `sweep.yaml` in the folder holds."""
         return as_yaml(self.described())
 
-    def _choices(self, key: str) -> list[Any]:
+    def _values(self, key: str) -> list[Any]:
+        """What the space has for a setting: options, or the ends of a range."""
         axes = [axis.values for axis in self.space.axes if axis.key == key]
         return [value for one in axes for value in (one.options if isinstance(one, Choice) else (one.low, one.high))]
 
@@ -264,6 +267,11 @@ def _refuse_combinations(sweep: Sweep, path: Path) -> None:
         raise InputError(f"{path}: scheduler: {file.scheduler} compares one metric; write one, or scheduler: none")
     if file.scheduler == "pbt" and file.sampler == "tpe":
         raise InputError(f"{path}: scheduler: pbt changes settings itself; write sampler: random or grid")
+    if file.scheduler == "pbt" and (fixed := [axis.key for axis in sweep.space.axes if axis.key not in CHANGEABLE]):
+        raise InputError(
+            f"{path}: scheduler: pbt changes settings on the way, and {fixed[0]} cannot; write a space of "
+            f"{', '.join(CHANGEABLE)}, or scheduler: none"
+        )
     if file.resources.gpus % 1 and (file.resources.processes > 1 or file.resources.gpus > 1):
         raise InputError(
             f"{path}: resources.gpus: {file.resources.gpus:g} for each of {file.resources.processes} processes; a "

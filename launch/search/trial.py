@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 from ien.config import Config, run_dir
 from ien.private import make_private
 from ien.stopping import STOPPED
+from ien.tracking import METRICS
 from launch.search.process import GO, IN_USE, REFUSED
 
 Metrics = dict[str, float]
@@ -31,6 +33,7 @@ PATIENCE_S = 60.0  # for a folder that the processes of a killed search still le
 LEAVE_S = 600.0  # for saving and leaving
 HEARD_S = 15.0  # for the search to hear of a signal that a run has heard
 OUTLIVE_S = 30.0  # for a process of whose run another has ended
+_CHECKPOINT = Path("checkpoints/last.pt")  # as `ien.checkpoint` has it, which loads torch
 _RENDEZVOUS = "IEN_RENDEZVOUS"  # as `ien.distributed` has it, which loads torch
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -76,6 +79,17 @@ class Trial:
             raise
         self.epoch = wanted
         return means([run.known[wanted] for run in self._runs])
+
+    def save(self, folder: Path) -> None:
+        """Leave in `folder` what another trial needs to go on from here."""
+        for place, run in enumerate(self._runs):
+            run.save(folder / str(place))
+
+    def take(self, folder: Path) -> None:
+        """Go on from what `save` left there, unless this trial has checkpoints of its own."""
+        for place, run in enumerate(self._runs):
+            run.take(folder / str(place))
+        self.epoch = min(max(run.known, default=0) for run in self._runs)
 
     def _together(self, runs: Sequence[_Run], wait: Callable[[_Run], None]) -> None:
         for run in runs:
@@ -140,6 +154,21 @@ class _Run:
             except _LeftError:
                 break
         self.leave()
+
+    def save(self, folder: Path) -> None:
+        """Copy the newest checkpoint, and what was measured until then."""
+        folder.mkdir(parents=True)
+        for path in (self.folder / _CHECKPOINT, self.folder / METRICS):
+            shutil.copy(path, folder / path.name)
+
+    def take(self, folder: Path) -> None:
+        """Begin with such copies, in a folder that has no checkpoint."""
+        if not (self.folder / _CHECKPOINT).exists():
+            make_private(self.folder)
+            make_private(self.folder / _CHECKPOINT.parent)
+            shutil.copy(folder / METRICS, self.folder / METRICS)
+            shutil.copy(folder / _CHECKPOINT.name, self.folder / _CHECKPOINT)
+        self.known = records(self.folder)
 
     def ask_to_leave(self) -> None:
         for process in self._processes:
@@ -267,7 +296,7 @@ class _LeftError(Exception):
 
 def records(folder: Path) -> dict[int, dict[str, Any]]:
     """The validation of each epoch that the run in `folder` has on the disk."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     found = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(ValueError):  # the last one, half written

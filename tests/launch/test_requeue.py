@@ -159,3 +159,15 @@ def test_who_was_killed_is_read_from_the_log(tmp_path: Any) -> None:
     assert killed(told, 1, log) is None
     seen_by_a_peer = Attempt("7", 0, failed(Story(), 3, kind="peer").events)
     assert killed(seen_by_a_peer, 1, log) == "srun: error: n2: task 1: Killed"
+
+
+def test_elements_of_an_array_that_search_one_sweep_do_not_count_for_one_another() -> None:
+    story = Story()
+    for number, restart in (("7_0", 0), ("7_0", 1), ("7_1", 0)):
+        facts = {"job": number, "restart": restart}
+        story.add("started", **facts).add("saved", step=10, **facts)
+        story.add("stopped", signals=["SIGUSR2"], remaining_s=100.0, **facts)
+        if (number, restart) == ("7_0", 0):
+            story.add("requeued", kind="time limit", **facts)
+    assert decide(story.events, "7_1", 0, RUNNING, POLICY).event == "requeued"
+    assert decide(story.events, "7_0", 1, RUNNING, POLICY).event == "given up"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ien import lock
+from ien import config, lock
 from launch import tune as command
 from tests.launch.search.sweeps import ROOT, ended, events, results, surroundings, tune, written
 from tests.runs_compared import assert_equal_runs
@@ -208,6 +208,23 @@ def test_asha_stops_the_worse_and_remembers_it(tmp_path: Path) -> None:
     assert status == 0, said
     assert [(run / "ledger.jsonl").read_text() for run in trials(tmp_path)] == before
     assert results(tmp_path)["trials"] == found
+
+
+def test_a_population_takes_over_the_weights_of_the_better(tmp_path: Path) -> None:
+    pbt = {"every_epochs": 1, "quantile": 0.5}
+    space = {"beta_weight": {"loguniform": [0.01, 10]}, "max_lr": {"loguniform": [0.001, 0.01]}}
+    written(tmp_path, space=space, scheduler="pbt", pbt=pbt, budget={"trials": 2})
+    status, said = ended(tune(tmp_path, "set.tot_epochs=2", "set.cyc_size=2"))
+    assert status == 0, said
+    changed = [one for one in results(tmp_path)["trials"] if one["folders"][0].endswith("-1")]
+    assert len(changed) == 1
+    taken, better = changed[0]["number"], 1 - changed[0]["number"]
+    folder = tmp_path / "runs/sweeps/small"
+    lines = [(folder / place / "metrics.jsonl").read_text().splitlines() for place in
+             (f"{taken:03}/seed-0", f"{better:03}/seed-0", f"{taken:03}/seed-0-1")]  # fmt: skip
+    assert lines[2][:2] == lines[1][:2] != lines[0][:2]  # the other's first epoch, then its own
+    assert lines[2][2:] != lines[1][2:]
+    assert config.load(folder / f"{taken:03}/seed-0-1/config.yaml").beta_weight == changed[0]["settings"]["beta_weight"]
 
 
 @pytest.mark.parametrize(
