@@ -6,10 +6,11 @@ The same command goes on with a sweep that was stopped or killed, and says so wh
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,7 @@ from launch import requeue, slurm
 from launch.search import job, sampling, submission, sweep
 from launch.search.agenda import Element
 from launch.search.submission import Submission
+from launch.search.space import Point
 from launch.search.sweep import Sweep
 from launch.sites import site
 
@@ -76,8 +78,19 @@ def _submission(wanted: Sweep, given: argparse.Namespace, command: str) -> Submi
 
 
 def _offered(wanted: Sweep) -> None:
-    """Raises `InputError` for a sampler that is not installed."""
-    sampling.sampler(wanted.file.sampler, wanted.space, wanted.file.seed, list(wanted.goals.values()))
+    """Raises `InputError` for a sampler that is not installed, and for trials whose settings do not go together."""
+    file = wanted.file
+    chosen = sampling.sampler(file.sampler, wanted.space, file.seed, list(wanted.goals.values()))
+    if file.sampler != "tpe":  # which proposes when others are over; what then cannot be has failed
+        numbers = itertools.count() if file.sampler == "grid" else range(file.budget.trials)
+        wanted.refuse_impossible(_proposed(chosen, numbers))
+
+
+def _proposed(chosen: sampling.Sampler, numbers: Iterable[int]) -> Iterator[Point]:
+    for number in numbers:
+        if (point := chosen.propose(number)) is None:
+            return
+        yield point
 
 
 def _left(wanted: Sweep, status: int) -> int:

@@ -13,6 +13,7 @@ from ien import config
 from ien.data.__main__ import main as prepare
 from ien.errors import InputError
 from launch.grid import overrides
+from launch.search import sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +32,7 @@ def test_its_loop_trains() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "--config" in line])
+@pytest.mark.parametrize("line", [line for line in LINES if "--config" in line and "tune.py" not in line])
 def test_its_settings_are_allowed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(line)
@@ -40,6 +41,20 @@ def test_its_settings_are_allowed(line: str, monkeypatch: pytest.MonkeyPatch) ->
     settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word) and word not in grid]
     for run in overrides(option.get("--seeds"), grid, "some"):
         assert config.load(option["--config"], settings + run).training
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "tune.py" in line])
+def test_its_sweeps_can_be_searched(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)
+    assert sweep.load(Path(words[words.index("--config") + 1])).space.axes
+
+
+def test_the_sweep_that_the_documentation_shows_can_be_searched(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.DOTALL)
+    (tmp_path / "shown.yaml").write_text(block)
+    shown = sweep.load(tmp_path / "shown.yaml", [f"base={ROOT}/configs/rot_mnist_r4.yaml"])
+    assert [shown.run(0, shown.space.drawn(0, number), 0).tot_epochs for number in range(20)] == [30] * 20
 
 
 @pytest.mark.parametrize("line", re.findall(r"python -m ien\.data (\w+ --from [^`#\n]+)", README))

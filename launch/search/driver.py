@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ien.errors import InputError
 from ien.stopping import SIGNALS
 from launch.search import book
 from launch.search.agenda import Agenda, Element
@@ -158,23 +159,31 @@ class _Actor(tune.Trainable):
         self._facts = {"point": order["point"], "generation": order["generation"]}
         number, point = _number(self.trial_name), json.loads(order["point"])
         stop = ray.get_actor(_STOP)
+        self._trial, self._refusal = None, ""
+        try:
+            settings = [sweep.run(number, point, seed, order["generation"]) for seed in sweep.seeds]
+        except InputError as error:
+            self._refusal = str(error)
+            return
         self._trial = Trial(
-            [sweep.run(number, point, seed, order["generation"]) for seed in sweep.seeds],
+            settings,
             threads=max(1, int(sweep.file.resources.cpus)),
             asked=lambda: bool(ray.get(stop.asked.remote())),
         )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._trial.end()
+        self.cleanup()
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         failures: list[str] = []
+        if self._trial is None:
+            return {"done": True, "end": "failed", "failures": [self._refusal]}
         while True:
             try:
                 metrics = self._trial.next()
-                self._refuse_what_is_not_finite(metrics)
+                self._refuse_what_is_not_finite(self._trial, metrics)
             except InterruptedTrialError:
                 return {"done": True, "end": "interrupted"}
             except TrialFailedError as failure:
@@ -190,20 +199,23 @@ class _Actor(tune.Trainable):
             return facts
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self._trial.save(Path(checkpoint_dir))
+        if self._trial:
+            self._trial.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        self._trial.take(Path(checkpoint))
+        if self._trial:
+            self._trial.take(Path(checkpoint))
 
     def cleanup(self) -> None:
-        self._trial.end()
+        if self._trial:
+            self._trial.end()
 
-    def _refuse_what_is_not_finite(self, metrics: Metrics) -> None:
+    def _refuse_what_is_not_finite(self, trial: Trial, metrics: Metrics) -> None:
         for metric in self._sweep.goals:
             if not math.isfinite(metrics.get(metric, math.nan)):
                 known = "is not finite" if metric in metrics else "could not be measured"
-                self._trial.end()
-                raise TrialFailedError(f"{metric} {known} after epoch {self._trial.epoch}", again=False)
+                trial.end()
+                raise TrialFailedError(f"{metric} {known} after epoch {trial.epoch}", again=False)
 
 
 class _Proposals(Searcher):

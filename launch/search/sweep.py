@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +140,15 @@ class Sweep:
                     f"resources: a trial needs {wanted:g} {name}s ({asked} × {each:g}), and the largest machine has "
                     f"{there:g}; write resources.{name.lower()}s={less}" + (", or fewer seeds" if count > 1 else "")
                 )
+
+    def refuse_impossible(self, points: Iterable[Point]) -> None:
+        """Raises `InputError` for the first point whose settings do not go together."""
+        for number, point in enumerate(points):
+            try:
+                self.run(number, point, self.seeds[0])
+            except InputError as error:
+                told = ", ".join(overrides(point))
+                raise InputError(f"{self.path}: space: {told} cannot be tried ({error}); narrow the space") from None
 
     def run(self, number: int, point: Point, seed: int, generation: int = 0) -> Config:
         """The settings of one run of trial `number`. Raises `InputError` where the point cannot be."""

@@ -241,6 +241,7 @@ def test_a_population_takes_over_the_weights_of_the_better(tmp_path: Path) -> No
         ({}, ["set.run.seed=1"], "write seeds:"),
         ({"scheduler": "asha", "metrics": {"accuracy": "max", "class_loss": "min"}}, [], "compares one metric"),
         ({"base": "bass.yaml"}, [], "did you mean"),
+        ({"space": {"cyc_size": {"randint": [2, 9]}}}, [], "cannot be tried"),
     ],
 )
 def test_bad_input_is_one_line_before_any_trial(

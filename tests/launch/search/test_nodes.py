@@ -114,10 +114,14 @@ with nodes._alone():
     while not all(pathlib.Path(n).exists() and pathlib.Path(n).read_text() for n in ("one", "other")):
         time.sleep(0.05)
 """
-    with subprocess.Popen(["sleep", "600"]) as somebody:
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
-        started = [int((tmp_path / name).read_text()) for name in ("one", "other")]
-        time.sleep(0.1)
-        assert [process for process in started if Path(f"/proc/{process}").exists()] == []
-        assert somebody.poll() is None
-        somebody.kill()
+    somebody = subprocess.Popen(["sleep", "60"])
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    started = [int((tmp_path / name).read_text()) for name in ("one", "other")]
+    time.sleep(0.1)
+    left = [process for process in started if Path(f"/proc/{process}").exists()]
+    lives = somebody.poll() is None
+    for process in (*left, somebody.pid):
+        os.kill(process, signal.SIGKILL)
+    somebody.wait()
+    assert left == []
+    assert lives
