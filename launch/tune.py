@@ -23,8 +23,8 @@ from ien.stopping import JOB_END, STOPPED
 from launch import requeue, slurm
 from launch.search import job, sampling, submission, sweep
 from launch.search.agenda import Element
-from launch.search.submission import Submission
 from launch.search.space import Point
+from launch.search.submission import Submission
 from launch.search.sweep import Sweep
 from launch.sites import site
 
