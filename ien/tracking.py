@@ -84,9 +84,7 @@ class Tracker:
     def _write_hparams(self, settings: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        shown = {
-            name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()
-        }
+        shown = {name: _hparam(value) for name, value in settings.items()}
         # Named by their curves: an attempt that ends early, for whatever reason, leaves their last values.
         for summary in hparams(shown, dict.fromkeys(_SHOWN, 0.0)):
             self._board._get_file_writer().add_summary(summary)
