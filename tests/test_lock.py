@@ -64,6 +64,13 @@ def test_an_earlier_start_of_the_same_job_is_dead(tmp_path: Path, monkeypatch: p
     Lock(tmp_path, "77", 3).release()
 
 
+def test_the_same_start_of_the_same_job_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_beats", lambda *_: True)
+    left_behind(tmp_path, restart=2)
+    with pytest.raises(InputError, match="in use by process 1 on elsewhere"):
+        Lock(tmp_path, "77", 2)
+
+
 def test_on_another_machine_a_beat_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a disk that does not carry the kernel's locks from machine to machine."""
     monkeypatch.setattr(lock, "BEAT_S", 0.2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ien.ledger import Attempt
-from launch.requeue import Job, decide, killed
+from ien import lock
+from ien.ledger import Attempt, Ledger, read
+from launch.requeue import Job, after, decide, killed
 
 POLICY = {"requeue": True, "max_timeouts": 3, "max_failures": 2, "signal_delay_s": 120}
 RUNNING = Job()
@@ -171,3 +174,37 @@ def test_elements_of_an_array_that_search_one_sweep_do_not_count_for_one_another
             story.add("requeued", kind="time limit", **facts)
     assert decide(story.events, "7_1", 0, RUNNING, POLICY).event == "requeued"
     assert decide(story.events, "7_0", 1, RUNNING, POLICY).event == "given up"
+
+
+def test_only_a_decision_to_queue_it_again_does_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("launch.slurm.shown", lambda number: {"JobState": "RUNNING"})
+    monkeypatch.setattr("launch.slurm.requeue", lambda number: asked.append(number) or "")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    book = Ledger(tmp_path, "7", 0)
+    book.add("started", nodes=["n1"], processes=1)
+    assert after(tmp_path, POLICY | {"requeue": False}, 1) == 1
+    assert asked == []
+    book.add("failed", kind="crash", cause="ValueError: no", step=3)
+    assert after(tmp_path, POLICY, 1) == 0
+    assert asked == ["7"]
+
+
+def test_the_step_of_a_killed_process_is_the_one_that_its_lock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.slurm.shown", lambda number: {})
+    monkeypatch.setattr("launch.slurm.requeue", lambda number: "")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    book = Ledger(tmp_path, "7", 0)
+    book.add("started", nodes=["n1"], processes=1)
+    book.add("saved", step=10)
+    for restart, step in ((0, 17), (4, 10)):  # of another start the lock says nothing
+        (tmp_path / lock.NAME).write_text(json.dumps({"job": "7", "restart": restart, "step": 17}))
+        after(tmp_path, POLICY, 137)
+        assert [event["step"] for event in read(tmp_path) if event["event"] == "failed"][-1] == step
+        (tmp_path / "ledger.jsonl").write_text("")
+        book.add("started", nodes=["n1"], processes=1)
+        book.add("saved", step=10)
