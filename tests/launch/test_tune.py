@@ -272,3 +272,17 @@ def test_a_dry_run_says_what_would_be_searched_and_starts_nothing(
     assert "3 trials, random, scheduler none, by accuracy (max)" in said
     assert "beta_weight: 0.01 … 10, log-uniform" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_without_ray_the_extra_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "launch.search.driver", raising=False)
+    monkeypatch.delattr("launch.search.driver", raising=False)
+    with pytest.raises(SystemExit) as left:
+        command.main(["--config", str(written(tmp_path))])
+    assert left.value.code == 2
+    assert 'pip install -e ".[tune]"' in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
