@@ -61,7 +61,7 @@ class Tracker:
         """One line of `metrics.jsonl`, and the same to TensorBoard."""
         with self.path.open("a") as lines:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
-        for name, value in _scalars(record):
+        for name, value in scalars(record):
             self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def epoch(self, epoch: int, epochs: int, train: dict[str, Any], val: dict[str, Any] | None) -> None:
@@ -133,7 +133,8 @@ def _stays(record: dict[str, Any], step: int) -> bool:
     return record["step"] <= step and record["split"] != "test"
 
 
-def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
+def scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
+    """A record's numbers by name, those of a tap as `kind/tap`; of the relative equivariance error also the mean."""
     flat: list[tuple[str, float]] = []
     for name, value in record.items():
         if isinstance(value, dict):

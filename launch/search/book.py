@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ien import ledger
+from ien.tracking import scalars
 from launch.search.outcome import Outcome
 from launch.search.space import Point
 from launch.search.sweep import Sweep
-from launch.search.trial import means, metrics_of, records
+from launch.search.trial import means, records
 
 NAME = "trials"
 
@@ -107,7 +108,7 @@ def outcome(sweep: Sweep, entry: Entry) -> Outcome:
     if entry.stopped_at is not None:
         reached = min(reached, entry.stopped_at)
     curve = [means([one[epoch] for one in told]) for epoch in range(1, reached + 1)]
-    last = [metrics_of(one[reached]) for one in told] if reached else []
+    last = [dict(scalars(one[reached])) for one in told] if reached else []
     spread = {name: statistics.stdev([one[name] for one in last]) for name in curve[-1]} if len(last) > 1 else {}
     return Outcome(
         number=entry.number,

@@ -24,7 +24,7 @@ from typing import Any
 from ien.config import Config, run_dir
 from ien.private import make_private
 from ien.stopping import STOPPED
-from ien.tracking import METRICS
+from ien.tracking import METRICS, scalars
 from launch.search.process import GO, IN_USE, REFUSED
 
 Metrics = dict[str, float]
@@ -308,22 +308,8 @@ def records(folder: Path) -> dict[int, dict[str, Any]]:
 
 def means(told: Sequence[dict[str, Any]]) -> Metrics:
     """The mean of every metric that all of these records have; `kind/tap` is a metric too."""
-    flat = [metrics_of(record) for record in told]
+    flat = [dict(scalars(record)) for record in told]
     return {name: sum(one[name] for one in flat) / len(flat) for name in flat[0] if all(name in one for one in flat)}
-
-
-def metrics_of(record: dict[str, Any]) -> Metrics:
-    """A record's numbers by name; the relative equivariance error also as its mean over taps, under its bare name."""
-    flat: Metrics = {}
-    for name, value in record.items():
-        if isinstance(value, dict):
-            parts = {f"{name}/{part}": float(number) for part, number in value.items() if number is not None}
-            flat |= parts
-            if name == "relative_equivariance_error" and parts:
-                flat[name] = sum(parts.values()) / len(parts)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[name] = float(value)
-    return flat
 
 
 def _devices_of_each(settings: Sequence[Config]) -> list[str | None]:

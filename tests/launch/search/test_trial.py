@@ -13,7 +13,7 @@ import pytest
 from ien import checkpoint, lock
 from ien.config import Config
 from launch.search import sweep
-from launch.search.trial import InterruptedTrialError, Trial, TrialFailedError, means, metrics_of, records
+from launch.search.trial import InterruptedTrialError, Trial, TrialFailedError, means, records
 from tests.launch.search.sweeps import events, written
 from tests.runs_compared import assert_equal_runs
 
@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 def test_a_trial_is_a_normal_run_and_tells_what_it_measured(whole: tuple[Path, list[dict[str, float]]]) -> None:
     run, told = whole
     assert (run / "summary.json").exists()
-    assert told == [metrics_of(records(run)[epoch]) for epoch in (1, 2, 3)]
+    assert told == [means([records(run)[epoch]]) for epoch in (1, 2, 3)]
     assert len(events(run, "finished")) == 1
 
 
@@ -61,7 +61,7 @@ def test_a_finished_trial_tells_everything_again_and_starts_nothing(
 def test_seeds_train_side_by_side_and_are_averaged(tmp_path: Path) -> None:
     settings = configs(tmp_path, "set.tot_epochs=1", "set.cyc_size=1", seeds="0-1")
     told = Trial(settings, threads=1).next()
-    each = [metrics_of(records(run)[1]) for run in places(settings)]
+    each = [means([records(run)[1]]) for run in places(settings)]
     assert each[0]["accuracy"] != each[1]["accuracy"]
     assert told["class_loss"] == pytest.approx(statistics.mean(one["class_loss"] for one in each))
     assert all((run / "summary.json").exists() for run in places(settings))
@@ -168,7 +168,7 @@ def test_metrics_are_those_that_every_seed_has() -> None:
         "relative_equivariance_error": {"a": 0.2, "b": 0.4},
     }
     other = {"split": "val", "accuracy": 1.0, "equi_loss": {}, "relative_equivariance_error": {"a": 0.4, "b": None}}
-    assert metrics_of(one)["relative_equivariance_error"] == pytest.approx(0.3)
+    assert means([one])["relative_equivariance_error"] == pytest.approx(0.3)
     told = means([one, other])
     assert told["accuracy"] == 0.75
     assert "equi_loss/a" not in told
