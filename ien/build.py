@@ -205,4 +205,5 @@ def _engine(settings: Config, group: Group, tapped: Tapped, batches: Batches, pr
         channels_last=settings.run.channels_last,
         sync_batchnorm=settings.run.sync_batchnorm,
         compile=settings.run.compile,
+        cuda_graphs=settings.run.cuda_graphs,
     )

@@ -72,6 +72,9 @@ class RunSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
     channels_last: bool = Field(default=False, description="memory layout of the network and its inputs")
     compile: bool = Field(default=False, description="torch.compile")
+    cuda_graphs: bool = Field(
+        default=True, description="one process on a GPU, not fp16: launch a training step's kernels as one"
+    )
     sync_batchnorm: bool = Field(default=False, description="BatchNorm statistics over all processes")
     log_every: int = Field(default=50, ge=1, description="steps between readings of the losses")
     eval_batch_size: int = Field(default=256, ge=1, description="images at once in evaluation, over all processes")

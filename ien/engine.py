@@ -6,16 +6,18 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ien import optim
 from ien.distributed import Processes
+from ien.graphs import Graphs
 from ien.metrics import Sums, add_up, equivariance_sums
 from ien.objective import EquivariantObjective, Terms, Views
-from ien.optim import set_lr
 from ien.stopping import Stopped, StopRequest
 from ien.taps import Tapped
 
@@ -45,6 +47,7 @@ class Engine:
     channels_last: bool = False
     sync_batchnorm: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
     names: list[str] = field(init=False)
 
@@ -61,24 +64,26 @@ class Engine:
         self._steps = 0
         self._read = ([0.0] * len(self.names), 0)  # totals over all processes, and steps, when they were last read
         self._not_finite = torch.full((), _NEVER, dtype=torch.int64, device=device)
+        self._step = torch.zeros_like(self._not_finite)
+        self._beta = torch.zeros((), device=device)
+        # Scaling decides on the host, and processes wait for one another: such steps are launched kernel by kernel.
+        alone = self.cuda_graphs and device.type == "cuda" and self.processes.count == 1
+        self.graphs = Graphs() if alone and self.precision != "fp16" else None
+        if self.graphs:
+            optim.replayable(self.optimizer, device)
 
     def train_step(self, images: Tensor, labels: Tensor, step: int) -> None:
         """One update from this process's share of global batch `step`: images (B / processes, C, S, S)."""
         self.network.train()
-        lr = self.lr(step)
-        set_lr(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in range(self.accumulate):
-            last = part == self.accumulate - 1
-            with contextlib.nullcontext() if last else self._without_sync():
-                terms = self._forward(images, labels, step, part)
-                self.scaler.scale(terms.total / self.accumulate).backward()
-            self._note(terms, step)
-        if self.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.tapped.parameters(), self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        optim.set_lr(self.optimizer, self.lr(step))
+        beta, plan = self.beta(step), self._plan(step)
+        self._step.fill_(step)
+        if self.graphs:
+            self._beta.fill_(beta)
+            weight = self._beta if beta else 0.0
+            self.graphs.run((plan, bool(beta)), partial(self._update, plan, weight), images, labels)
+        else:
+            self._update(plan, beta, images, labels)
         self._steps += 1
 
     def read(self) -> tuple[dict[str, float], int | None]:
@@ -116,7 +121,7 @@ class Engine:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave; another number of processes shares the sums evenly."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.load(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         sums = state["sums"]
         mine = sums[self.processes.rank] if len(sums) == self.processes.count else torch.stack(sums).mean(dim=0)
@@ -175,23 +180,39 @@ class Engine:
         seen = self.names if self.second_views else [n for n in self.names if not _needs_second_view(n)]
         return {name: total / divisor for name, total in zip(self.names, totals, strict=True) if name in seen}
 
-    def _forward(self, images: Tensor, labels: Tensor, step: int, part: int) -> Terms:
-        mine = slice(part, None, self.accumulate)
-        share = self.processes.rank + part * self.processes.count
+    def _plan(self, step: int) -> tuple[Views, ...]:
+        """The second views of each accumulated part of this process's share of global batch `step`."""
         shares = self.processes.count * self.accumulate
         start = step * round(self.second_views * self.batch_size)
-        group = self.objective.group
-        views = Views.plan(group, self.batch_size, self.second_views, start, share, shares)
-        seen = self._laid_out(self.objective.both_views(images[mine], views))
+        ranks = range(self.processes.rank, shares, self.processes.count)
+        group, size = self.objective.group, self.batch_size
+        return tuple(Views.plan(group, size, self.second_views, start, share, shares) for share in ranks)
+
+    def _update(self, plan: tuple[Views, ...], beta: float | Tensor, images: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        for part, views in enumerate(plan):
+            last = part == self.accumulate - 1
+            mine = slice(part, None, self.accumulate)
+            with contextlib.nullcontext() if last else self._without_sync():
+                terms = self._forward(images[mine], labels[mine], views, beta)
+                self.scaler.scale(terms.total / self.accumulate).backward()
+            self._note(terms)
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.tapped.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _forward(self, images: Tensor, labels: Tensor, views: Views, beta: float | Tensor) -> Terms:
+        seen = self._laid_out(self.objective.both_views(images, views))
         with self._autocast():
             logits, maps = self.network(seen)
-        return self.objective(logits, maps, labels[mine], views, self.beta(step))
+        return self.objective(logits, maps, labels, views, beta)
 
-    def _note(self, terms: Terms, step: int) -> None:
+    def _note(self, terms: Terms) -> None:
         self._sums += self._stacked(terms)
-        # Filled on the device: a Python number in `torch.where` would be copied there, and the host would wait.
-        bad = torch.full_like(self._not_finite, step).masked_fill_(torch.isfinite(terms.total.detach()), _NEVER)
-        self._not_finite = torch.minimum(self._not_finite, bad)
+        bad = self._step.masked_fill(torch.isfinite(terms.total.detach()), _NEVER)
+        torch.minimum(self._not_finite, bad, out=self._not_finite)
 
     def _stacked(self, terms: Terms) -> Tensor:
         zero = terms.total.new_zeros(())

@@ -115,13 +115,14 @@ class EquivariantObjective:
         maps: Mapping[str, Tensor],
         labels: Tensor,
         views: Views,
-        beta: float | None = None,
+        beta: float | Tensor | None = None,
     ) -> Terms:
         """The terms of one pass over `both_views`: logits (B + second, K), maps (B + second, C, S, S), labels (B,).
 
-        `beta` replaces `beta_weight` for this batch (a warm-up).
+        `beta` replaces `beta_weight` for this batch (a warm-up); a tensor () is taken for positive.
         """
         beta = self.beta_weight if beta is None else beta
+        weighs = isinstance(beta, Tensor) or beta > 0
         self.check_taps(maps)
         means, counts = _classification(logits, labels, views)
         penalty = torch.zeros((), device=logits.device)
@@ -132,12 +133,12 @@ class EquivariantObjective:
             if not compared:
                 continue
             # A share may have no second view where the whole batch has some: its sum is 0.
-            term = self._equivariance(tap if beta else tap.detach(), views) * (views.shares / compared)
+            term = self._equivariance(tap if weighs else tap.detach(), views) * (views.shares / compared)
             means[f"equivariance/{name}"], counts[f"equivariance/{name}"] = term.detach(), compared
             penalty = penalty + self.tap_weights.get(name, 1.0) * term
         if views.whole_second:
             means["equivariance"], counts["equivariance"] = penalty.detach(), views.whole_second
-        total = means["classification"] + beta * penalty if beta else means["classification"]
+        total = means["classification"] + beta * penalty if weighs else means["classification"]
         return Terms(total, {name: mean.detach() for name, mean in means.items()}, counts)
 
     def _equivariance(self, tap: Tensor, views: Views) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -56,4 +58,24 @@ class CyclicLR:
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def replayable(optimizer: Optimizer, device: torch.device) -> None:
+    """Let the optimizer read its learning rate on the device, where a replayed step finds what `set_lr` has set."""
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = torch.zeros((), device=device), True
+
+
+def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Its moments from `state_dict()`; how it computes stays its own, whatever that of the saved one was."""
+    own = [{key: value for key, value in group.items() if key in _HOW} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, how in zip(optimizer.param_groups, own, strict=True):
+        group |= how
+
+
+_HOW = ("lr", "capturable", "fused", "foreach")

@@ -5,6 +5,7 @@ Skipped where there is no GPU; where IEN_TEST_CUDA is set they fail instead.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -30,7 +31,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("configs") / "small.yaml"
-    path.write_text(SMALL.replace("device: cpu", "device: cuda"))
+    path.write_text(SMALL.replace("device: cpu", "device: cuda").replace("width: 4", "width: 8"))
     return path
 
 
@@ -63,6 +64,7 @@ def test_it_trains_as_on_a_cpu(settings: Path, tmp_path: Path) -> None:
     "words",
     [
         ["run.precision=fp32"],
+        ["run.precision=fp32", "run.cuda_graphs=false"],
         ["run.precision=tf32"],
         ["run.precision=bf16", "run.channels_last=true"],
         ["run.precision=fp16", "optimizer.clip_norm=1.0"],
@@ -95,14 +97,15 @@ def test_over_nccl_the_host_does_not_wait_either(settings: Path, tmp_path: Path)
 
 def waits_nowhere(parts: Parts) -> None:
     set_precision(parts.settings.run.precision)
-    batches = parts.batches.epoch(0)
-    for step in range(3):  # then kernels, grids and discs are there
+    batches = (batch for epoch in itertools.count() for batch in parts.batches.epoch(epoch))
+    for step in range(14):  # then kernels, grids and discs are there, and each of seven plans has its graph
         parts.engine.train_step(*next(batches), step)
+    given = [next(batches) for _ in range(8)]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for step in range(3, 7):
-            parts.engine.train_step(*next(batches), step)
+        for step, batch in enumerate(given, start=14):
+            parts.engine.train_step(*batch, step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         set_precision("fp32")
@@ -111,6 +114,15 @@ def waits_nowhere(parts: Parts) -> None:
     assert 0 < means["classification"] < 10
 
 
+@pytest.mark.parametrize("mode", ["R4", "R8"])
+def test_replayed_steps_are_those_that_they_replay(settings: Path, tmp_path: Path, mode: str) -> None:
+    words = [f"mode={mode}", "optimizer.accumulate=2", "objective.warmup_epochs=1"]
+    replayed = run(settings, tmp_path / "replayed", *words)
+    launched = run(settings, tmp_path / "launched", *words, "run.cuda_graphs=false")
+    assert losses(replayed)[:2] == pytest.approx(losses(launched)[:2], rel=2e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch 2.11's own, under Python 3.12
 def test_compiled_it_gives_the_same_losses(settings: Path, tmp_path: Path) -> None:
     plain = run(settings, tmp_path / "plain", "tot_epochs=1", "cyc_size=1")
     compiled = run(settings, tmp_path / "compiled", "tot_epochs=1", "cyc_size=1", "run.compile=true")
