@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ien.distributed import Processes
+from ien.groups import Element
 from ien.metrics import Sums, add_up, equivariance_sums
 from ien.objective import EquivariantObjective, Terms, Views
 from ien.optim import set_lr
 from ien.stopping import Stopped, StopRequest
 from ien.taps import Tapped
 
+ASYMMETRY = "asymmetry"  # the penalty's name
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) in [0, 1], labels (B,)
 
@@ -27,8 +29,10 @@ Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) in [0, 1], labels (B,)
 class Engine:
     """Takes one process's share of a batch through the network, the objective and the optimizer.
 
-    `batch_size` is global; `second_views` is the share of it that is seen twice in training; `lr` and `beta` give their
-    values at a step of the run; `stop` breaks off a pass without training. Losses stay on the device until `read` asks.
+    `batch_size` is global; `second_views` is the share of it that is seen twice in training, `moves` are the elements
+    that these views take (None: all); `lr` and `beta` give their values at a step of the run; `stop` breaks off a pass
+    without training. `penalty` is a term of the weights alone, times `penalty_weight`; `before_step` is called when the
+    gradients are there, `after_step` when the weights have moved. Losses stay on the device until `read` asks.
     """
 
     tapped: Tapped
@@ -39,6 +43,11 @@ class Engine:
     lr: Callable[[int], float]
     beta: Callable[[int], float]
     second_views: float = 1.0
+    moves: Sequence[Element] | None = None
+    penalty: Callable[[], Tensor] | None = None
+    penalty_weight: float = 0.0
+    before_step: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
     accumulate: int = 1
     precision: str = "fp32"
     clip_norm: float | None = None
@@ -56,7 +65,7 @@ class Engine:
         module = cast(nn.Module, torch.compile(self.tapped)) if self.compile else self.tapped
         self.network = self.processes.wrap(module, self.sync_batchnorm)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.names = quantities(self.tapped.layers)
+        self.names = quantities(self.tapped.layers) + ([ASYMMETRY] if self.penalty else [])
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         self._steps = 0
         self._read = ([0.0] * len(self.names), 0)  # totals over all processes, and steps, when they were last read
@@ -71,14 +80,18 @@ class Engine:
         for part in range(self.accumulate):
             last = part == self.accumulate - 1
             with contextlib.nullcontext() if last else self._without_sync():
-                terms = self._forward(images, labels, step, part)
+                terms = self._penalised(self._forward(images, labels, step, part))
                 self.scaler.scale(terms.total / self.accumulate).backward()
             self._note(terms, step)
+        if self.before_step:
+            self.before_step()
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.tapped.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.after_step:
+            self.after_step()
         self._steps += 1
 
     def read(self) -> tuple[dict[str, float], int | None]:
@@ -181,11 +194,18 @@ class Engine:
         shares = self.processes.count * self.accumulate
         start = step * round(self.second_views * self.batch_size)
         group = self.objective.group
-        views = Views.plan(group, self.batch_size, self.second_views, start, share, shares)
+        views = Views.plan(group, self.batch_size, self.second_views, start, share, shares, self.moves)
         seen = self._laid_out(self.objective.both_views(images[mine], views))
         with self._autocast():
             logits, maps = self.network(seen)
         return self.objective(logits, maps, labels[mine], views, self.beta(step))
+
+    def _penalised(self, terms: Terms) -> Terms:
+        if self.penalty is None:
+            return terms
+        penalty = self.penalty()
+        means = {**terms.means, ASYMMETRY: penalty.detach()}
+        return Terms(terms.total + self.penalty_weight * penalty, means, terms.counts)
 
     def _note(self, terms: Terms, step: int) -> None:
         self._sums += self._stacked(terms)
