@@ -86,7 +86,7 @@ def parts(settings: Config, processes: Processes, stop: StopRequest | None = Non
         )
     batches = _batches(settings, dataset, processes)
     tapped = make_network(settings, group, dataset).to(processes.device)
-    symmetry = make_symmetry(settings, group, tapped)
+    symmetry = make_symmetry(settings, tapped)
     engine = _engine(settings, group, tapped, symmetry, batches, processes)
     engine.stop = stop or engine.stop
     return Parts(settings, processes, dataset, batches, tapped, symmetry, engine)
@@ -118,7 +118,7 @@ def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:
         torch.manual_seed(settings.run.seed)
         network = entry.build(width, pool, len(dataset.classes), dataset.channels, **kernels)
     if settings.symmetry.start == "equivariant" or settings.symmetry.tied:
-        Symmetry(network, group, pool).start()
+        Symmetry(network, symmetry_group(settings), pool).start()
     _check_side(network, dataset.channels, image_side(settings))
     return Tapped(network, network.taps, pool)
 
@@ -135,9 +135,15 @@ def _check_side(network: nn.Module, channels: int, side: int) -> None:
         ) from error
 
 
-def make_symmetry(settings: Config, group: Group, tapped: Tapped) -> Symmetry | None:
+def symmetry_group(settings: Config) -> Group:
+    """The group whose exact elements the weights know: the run's, or a smaller one than its second views take."""
+    return Group.from_name(settings.symmetry.mode or settings.mode, settings.reflection)
+
+
+def make_symmetry(settings: Config, tapped: Tapped) -> Symmetry | None:
     """The equivariant weights that belong to the network, if a setting asks for them."""
-    return Symmetry(tapped.model, group, tapped.pool) if settings.symmetry != SymmetrySettings() else None
+    wanted = settings.symmetry != SymmetrySettings()
+    return Symmetry(tapped.model, symmetry_group(settings), tapped.pool) if wanted else None
 
 
 def moves_of_second_views(settings: Config, group: Group) -> tuple[Element, ...]:

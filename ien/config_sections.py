@@ -50,6 +50,9 @@ class SymmetrySettings(Settings):
         default=0.0, ge=0, description="weight of the weights' relative distance to the equivariant ones"
     )
     tied: bool = Field(default=False, description="weights are projected at every step: exact for exact elements")
+    mode: Annotated[str, Field(pattern=r"^R([2-9]|[1-9][0-9]+)$")] | None = Field(
+        default=None, description="R<N>, the rotations that permute a filter group's channels; null: those of mode"
+    )
 
 
 class OptimizerSettings(Settings):

@@ -84,8 +84,8 @@ class Symmetry:
         whole: dict[str, Tensor] = {}
         for one, weight, mean in zip(self._weights, self._tensors, means, strict=True):
             # The mean counts as constant: as P is an orthogonal projection, the gradient is 2 (w - P w) either way.
-            apart[one.layer] = apart.get(one.layer, 0.0) + (weight - mean).float().square().sum()
-            whole[one.layer] = whole.get(one.layer, 0.0) + weight.float().square().sum()
+            apart[one.layer] = apart.get(one.layer, 0.0) + (weight - mean).square().sum()
+            whole[one.layer] = whole.get(one.layer, 0.0) + weight.square().sum()
         return torch.stack([apart[layer] / (whole[layer] + 1e-12) for layer in apart]).sum()
 
     @torch.no_grad()
