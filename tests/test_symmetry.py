@@ -36,7 +36,7 @@ def filter_groups(group: Group, preset: str | None) -> ChannelMaxPool:
 
 @torch.no_grad()
 def shaken(network: nn.Module) -> nn.Module:
-    """The network in double precision and eval mode, with weights and statistics that tell channels and pixels apart."""
+    """The network in double precision and eval mode, its weights and statistics telling channels and pixels apart."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.normal_(std=2 * layer.weight[0].numel() ** -0.5)
