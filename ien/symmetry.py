@@ -100,7 +100,7 @@ def project(model: nn.Module, group: Group, pool: ChannelMaxPool) -> None:
     Symmetry(model, group, pool).project()
 
 
-def distance(model: nn.Module, group: Group, pool: ChannelMaxPool) -> float:
+def weight_distance(model: nn.Module, group: Group, pool: ChannelMaxPool) -> float:
     """How far the network's weights are from equivariant ones: Σ‖w - P w‖² / Σ‖w‖², from 0 to 1."""
     return float(Symmetry(model, group, pool).distance())
 

@@ -4,7 +4,9 @@ to, or stay on it."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from ien.groups import Group
 from ien.models import MODELS
 from ien.pooling import PRESETS, ChannelMaxPool, group_size
 from ien.representations import channel_origins
-from ien.symmetry import Symmetry, distance, project
+from ien.symmetry import Symmetry, project, weight_distance
 from ien.taps import Tapped
 
 GROUPS = [Group(4), Group(8), Group(4, True), Group(8, True)]
@@ -172,7 +174,7 @@ def test_it_is_an_orthogonal_projection(group: Group) -> None:
     for tensor, a, b in zip(*(moving(network, pool) for network in (both, w, v)), strict=True):
         tensor.copy_(2 * a + b)
     before = [tensor.clone() for tensor in moving(w, pool)]
-    expected = distance(w, group, pool)
+    expected = weight_distance(w, group, pool)
     for network in (w, v, both):
         project(network, group, pool)
     pw, pv = moving(w, pool), moving(v, pool)
@@ -187,7 +189,7 @@ def test_it_is_an_orthogonal_projection(group: Group) -> None:
     once = [tensor.clone() for tensor in pw]
     project(w, group, pool)
     assert all(torch.equal(a, b) for a, b in zip(moving(w, pool), once, strict=True))
-    assert distance(w, group, pool) == 0
+    assert weight_distance(w, group, pool) == 0
 
 
 def test_what_does_not_move_stays() -> None:
@@ -294,6 +296,15 @@ def through_projection(network: nn.Module, group: Group, pool: ChannelMaxPool) -
             copies.append(group.act(moved, element) if one and one.turns else moved)
         projected[name] = torch.stack(copies).mean(dim=0) if copies else weight
     return projected
+
+
+def test_what_the_documentation_shows_works(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "symmetry.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert 0.5 < float(capsys.readouterr().out) < 1
+    assert weight_distance(names["model"], names["group"], names["pool"]) == 0
 
 
 REFUSED: list[tuple[str, Any, str]] = [
