@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ien.objective import Views as Views
     from ien.optim import CyclicLR as CyclicLR
     from ien.pooling import ChannelMaxPool as ChannelMaxPool
+    from ien.symmetry import Symmetry as Symmetry
+    from ien.symmetry import project as project
+    from ien.symmetry import weight_distance as weight_distance
     from ien.taps import Tapped as Tapped
 
 __version__ = "0.1.0"
@@ -39,6 +42,9 @@ _HOME = {
     "Views": "ien.objective",
     "CyclicLR": "ien.optim",
     "ChannelMaxPool": "ien.pooling",
+    "Symmetry": "ien.symmetry",
+    "project": "ien.symmetry",
+    "weight_distance": "ien.symmetry",
     "Tapped": "ien.taps",
 }
 __all__ = sorted(_HOME)

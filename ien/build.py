@@ -13,15 +13,17 @@ from torch import nn
 
 from ien import data, models
 from ien.config import Config
+from ien.config_sections import SymmetrySettings
 from ien.data import Batches, Dataset, InOrder, Split, fits
 from ien.distributed import Processes
 from ien.engine import Engine
 from ien.errors import InputError
-from ien.groups import Group
+from ien.groups import Element, Group
 from ien.objective import EquivariantObjective, warmed_up
 from ien.optim import CyclicLR, optimizer
 from ien.pooling import ChannelMaxPool, group_size
 from ien.stopping import StopRequest
+from ien.symmetry import Symmetry
 from ien.taps import Tapped
 
 
@@ -34,6 +36,7 @@ class Parts:
     data: Dataset
     batches: Batches
     tapped: Tapped
+    symmetry: Symmetry | None
     engine: Engine
 
     @property
@@ -83,9 +86,10 @@ def parts(settings: Config, processes: Processes, stop: StopRequest | None = Non
         )
     batches = _batches(settings, dataset, processes)
     tapped = make_network(settings, group, dataset).to(processes.device)
-    engine = _engine(settings, group, tapped, batches, processes)
+    symmetry = make_symmetry(settings, tapped)
+    engine = _engine(settings, group, tapped, symmetry, batches, processes)
     engine.stop = stop or engine.stop
-    return Parts(settings, processes, dataset, batches, tapped, engine)
+    return Parts(settings, processes, dataset, batches, tapped, symmetry, engine)
 
 
 def make_group(settings: Config) -> Group:
@@ -105,7 +109,7 @@ def make_pool(settings: Config, group: Group) -> ChannelMaxPool:
 
 
 def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:
-    """The tapped network with its initial weights, which depend on `run.seed` alone."""
+    """The tapped network with its initial weights, which depend on `run.seed` and `symmetry` alone."""
     pool = make_pool(settings, group)
     entry = models.MODELS[settings.model]
     width = settings.network.width or models.default_width(settings.model, group, pool)
@@ -113,6 +117,8 @@ def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.run.seed)
         network = entry.build(width, pool, len(dataset.classes), dataset.channels, **kernels)
+    if settings.symmetry.start == "equivariant" or settings.symmetry.tied:
+        Symmetry(network, symmetry_group(settings), pool).start()
     _check_side(network, dataset.channels, image_side(settings))
     return Tapped(network, network.taps, pool)
 
@@ -127,6 +133,28 @@ def _check_side(network: nn.Module, channels: int, side: int) -> None:
             f"data.image_size: images of {side}×{side} do not fit through {type(network).__name__} "
             f"({str(error).splitlines()[0]}); leave it out for {network.image_side}, or write a larger one"
         ) from error
+
+
+def symmetry_group(settings: Config) -> Group:
+    """The group whose exact elements the weights know: the run's, or a smaller one than its second views take."""
+    return Group.from_name(settings.symmetry.mode or settings.mode, settings.reflection)
+
+
+def make_symmetry(settings: Config, tapped: Tapped) -> Symmetry | None:
+    """The equivariant weights that belong to the network, if a setting asks for them."""
+    wanted = settings.symmetry != SymmetrySettings()
+    return Symmetry(tapped.model, symmetry_group(settings), tapped.pool) if wanted else None
+
+
+def moves_of_second_views(settings: Config, group: Group) -> tuple[Element, ...]:
+    """The elements that second views take in training. Raises `InputError` if the group has none of them."""
+    wanted = settings.objective.elements
+    moves = tuple(move for move in group.moves if wanted == "all" or move.exact == (wanted == "exact"))
+    if not moves:
+        raise InputError(
+            f"objective.elements: the group {group.name} has no {wanted} elements; write objective.elements=all"
+        )
+    return moves
 
 
 def open_data(settings: Config) -> Dataset:
@@ -183,7 +211,16 @@ def _resident(settings: Config, split: Split, processes: Processes) -> bool:
     return known.get(settings.data.resident, fits(split, processes.device))
 
 
-def _engine(settings: Config, group: Group, tapped: Tapped, batches: Batches, processes: Processes) -> Engine:
+def _engine(
+    settings: Config,
+    group: Group,
+    tapped: Tapped,
+    symmetry: Symmetry | None,
+    batches: Batches,
+    processes: Processes,
+) -> Engine:
+    tied = symmetry if settings.symmetry.tied else None
+    penalised = symmetry if settings.symmetry.weight_penalty else None
     wanted, steps = settings.objective, batches.steps_per_epoch
     objective = EquivariantObjective(group, settings.beta_weight, wanted.loss, wanted.tap_weights, wanted.stop_gradient)
     objective.check_taps(tapped.layers)
@@ -199,6 +236,11 @@ def _engine(settings: Config, group: Group, tapped: Tapped, batches: Batches, pr
         lr=schedule,
         beta=lambda step: warmed_up(settings.beta_weight, step / steps, wanted.warmup_epochs),
         second_views=wanted.second_views if wanted.augment == "group" else 0.0,
+        moves=moves_of_second_views(settings, group),
+        penalty=penalised.asymmetry if penalised else None,
+        penalty_weight=settings.symmetry.weight_penalty,
+        before_step=tied.project_gradients if tied else None,
+        after_step=tied.project if tied else None,
         accumulate=settings.optimizer.accumulate,
         precision=settings.run.precision,
         clip_norm=settings.optimizer.clip_norm,

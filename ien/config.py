@@ -30,6 +30,7 @@ from ien.config_sections import (
     OptimizerSettings,
     RunSettings,
     Settings,
+    SymmetrySettings,
 )
 from ien.errors import InputError
 
@@ -82,6 +83,7 @@ class Config(Settings):
     group: GroupSettings = GroupSettings()
     network: NetworkSettings = NetworkSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    symmetry: SymmetrySettings = SymmetrySettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
     run: RunSettings = RunSettings()
@@ -132,6 +134,9 @@ class Config(Settings):
         if self.objective.augment == "none" and self.beta_weight > 0:
             advice = "write beta_weight: 0, or objective.augment: group"
             raise _refused("beta_weight", f"{self.beta_weight:g} needs a second view, but augment is none; {advice}")
+        if self.symmetry.tied and self.symmetry.weight_penalty > 0:
+            problem = f"{self.symmetry.weight_penalty:g} has nothing to lower: tied weights are equivariant"
+            raise _refused("symmetry.weight_penalty", f"{problem}; write 0, or symmetry.tied: false")
         self._has_filter_groups()
         self._batch_divides()
         self._signal_comes_in_time()

@@ -37,6 +37,22 @@ class ObjectiveSettings(Settings):
     stop_gradient: bool = Field(default=False, description="no gradient through the reference view's feature maps")
     warmup_epochs: float = Field(default=0.0, ge=0, description="epochs in which beta grows to beta_weight")
     tap_weights: dict[str, Weight] = Field(default={}, description="tap name → weight; those not named weigh 1")
+    elements: Literal["all", "exact", "resampled"] = Field(
+        default="all", description="which elements second views take in training; exact: multiples of 90° and mirrors"
+    )
+
+
+class SymmetrySettings(Settings):
+    start: Literal["free", "equivariant"] = Field(
+        default="free", description="equivariant: the initial weights are projected onto the equivariant ones"
+    )
+    weight_penalty: float = Field(
+        default=0.0, ge=0, description="weight of the weights' relative distance to the equivariant ones"
+    )
+    tied: bool = Field(default=False, description="weights are projected at every step: exact for exact elements")
+    mode: Annotated[str, Field(pattern=r"^R([2-9]|[1-9][0-9]+)$")] | None = Field(
+        default=None, description="R<N>, the rotations that permute a filter group's channels; null: those of mode"
+    )
 
 
 class OptimizerSettings(Settings):

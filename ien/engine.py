@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from ien import optim
 from ien.distributed import Processes
 from ien.graphs import Graphs
+from ien.groups import Element
 from ien.metrics import Sums, add_up, equivariance_sums
 from ien.objective import EquivariantObjective, Terms, Views
 from ien.stopping import Stopped, StopRequest
 from ien.taps import Tapped
 
+ASYMMETRY = "asymmetry"  # the penalty's name
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) in [0, 1], labels (B,)
 
@@ -29,8 +31,10 @@ Batch = tuple[Tensor, Tensor]  # images (B, C, S, S) in [0, 1], labels (B,)
 class Engine:
     """Takes one process's share of a batch through the network, the objective and the optimizer.
 
-    `batch_size` is global; `second_views` is the share of it that is seen twice in training; `lr` and `beta` give their
-    values at a step of the run; `stop` breaks off a pass without training. Losses stay on the device until `read` asks.
+    `batch_size` is global; `second_views` is the share of it that is seen twice in training, `moves` are the elements
+    that these views take (None: all); `lr` and `beta` give their values at a step of the run; `stop` breaks off a pass
+    without training. `penalty` is a term of the weights alone, times `penalty_weight`; `before_step` is called when the
+    gradients are there, `after_step` when the weights have moved. Losses stay on the device until `read` asks.
     """
 
     tapped: Tapped
@@ -41,6 +45,11 @@ class Engine:
     lr: Callable[[int], float]
     beta: Callable[[int], float]
     second_views: float = 1.0
+    moves: Sequence[Element] | None = None
+    penalty: Callable[[], Tensor] | None = None
+    penalty_weight: float = 0.0
+    before_step: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
     accumulate: int = 1
     precision: str = "fp32"
     clip_norm: float | None = None
@@ -59,7 +68,7 @@ class Engine:
         module = cast(nn.Module, torch.compile(self.tapped)) if self.compile else self.tapped
         self.network = self.processes.wrap(module, self.sync_batchnorm)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.names = quantities(self.tapped.layers)
+        self.names = quantities(self.tapped.layers) + ([ASYMMETRY] if self.penalty else [])
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         self._steps = 0
         self._read = ([0.0] * len(self.names), 0)  # totals over all processes, and steps, when they were last read
@@ -186,7 +195,7 @@ class Engine:
         start = step * round(self.second_views * self.batch_size)
         ranks = range(self.processes.rank, shares, self.processes.count)
         group, size = self.objective.group, self.batch_size
-        return tuple(Views.plan(group, size, self.second_views, start, share, shares) for share in ranks)
+        return tuple(Views.plan(group, size, self.second_views, start, share, shares, self.moves) for share in ranks)
 
     def _update(self, plan: tuple[Views, ...], beta: float | Tensor, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,20 +203,31 @@ class Engine:
             last = part == self.accumulate - 1
             mine = slice(part, None, self.accumulate)
             with contextlib.nullcontext() if last else self._without_sync():
-                terms = self._forward(images[mine], labels[mine], views, beta)
+                terms = self._penalised(self._forward(images[mine], labels[mine], views, beta))
                 self.scaler.scale(terms.total / self.accumulate).backward()
             self._note(terms)
+        if self.before_step:
+            self.before_step()
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.tapped.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.after_step:
+            self.after_step()
 
     def _forward(self, images: Tensor, labels: Tensor, views: Views, beta: float | Tensor) -> Terms:
         seen = self._laid_out(self.objective.both_views(images, views))
         with self._autocast():
             logits, maps = self.network(seen)
         return self.objective(logits, maps, labels, views, beta)
+
+    def _penalised(self, terms: Terms) -> Terms:
+        if self.penalty is None:
+            return terms
+        penalty = self.penalty()
+        means = {**terms.means, ASYMMETRY: penalty.detach()}
+        return Terms(terms.total + self.penalty_weight * penalty, means, terms.counts)
 
     def _note(self, terms: Terms) -> None:
         self._sums += self._stacked(terms)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ien.build import Parts, make_network
+from ien.engine import ASYMMETRY
 from ien.metrics import mean_errors, relative_errors
 from ien.taps import Tapped
 from ien.tracking import table
@@ -22,7 +23,7 @@ def evaluation_record(split: str, epoch: int, step: int, means: dict[str, float 
             name.split("/", 1)[1]: mean for name, mean in means.items() if name.startswith(kind) and mean is not None
         }
 
-    return {
+    record = {
         "epoch": epoch,
         "step": step,
         "split": split,
@@ -33,6 +34,9 @@ def evaluation_record(split: str, epoch: int, step: int, means: dict[str, float 
         "accuracy_second_view": means.get("accuracy_second_view"),
         "feature_norm": {name: power**0.5 for name, power in by_tap("power/").items()},
     }
+    if means.get(ASYMMETRY) is not None:
+        record[ASYMMETRY] = means[ASYMMETRY]  # of the steps, where it is minimised
+    return record
 
 
 def test(parts: Parts, weights: dict[str, Tensor], epoch: int, step: int, split: str) -> Record:
@@ -47,6 +51,8 @@ def test(parts: Parts, weights: dict[str, Tensor], epoch: int, step: int, split:
     record["relative_equivariance_error_by_element"] = errors
     record["relative_equivariance_error_before"] = mean_errors(equivariance_by_element(parts, untrained, split))
     record["equivariance_images"] = _measured(parts, split)
+    if parts.symmetry:
+        record["weight_distance"] = float(parts.symmetry.distance())
     return record
 
 
@@ -64,12 +70,14 @@ def report_table(record: Record) -> str:
     """The figures of a test as a small table for the screen."""
     before, after = record["relative_equivariance_error_before"], record["relative_equivariance_error"]
     rows = [[name, _number(before[name]), _number(after[name])] for name in after]
+    distance = record.get("weight_distance")
     return "\n".join(
         [
             f"{'test' if record['split'] == 'test' else 'validation'} accuracy {100 * record['accuracy']:.2f} %"
             f" ({100 * record['accuracy_second_view']:.2f} % on transformed copies)",
             "",
             table(["relative equivariance error", "untrained", "trained"], rows),
+            *([] if distance is None else ["", f"distance of the weights to equivariant ones {distance:.3g}"]),
         ]
     )
 

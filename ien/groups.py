@@ -112,18 +112,19 @@ class Group:
         """The elements other than the identity, those exact on the grid first."""
         return tuple(sorted(self.elements[1:], key=lambda element: not element.exact))
 
-    def in_turn(self, images: int, start: int = 0) -> tuple[Run, ...]:
+    def in_turn(self, images: int, start: int = 0, moves: Sequence[Element] | None = None) -> tuple[Run, ...]:
         """Which element each of `images` consecutive images takes, as runs of neighbours.
 
-        The elements other than the identity are dealt out in turn, `start` being how many were dealt before, and the
-        images of a batch are then sorted by element. Over a shuffled stream every image therefore meets every element
-        equally often, no index is drawn, and nothing is gathered.
+        The elements other than the identity, or those of them that `moves` lists, are dealt out in turn, `start` being
+        how many were dealt before, and the images of a batch are then sorted by element. Over a shuffled stream every
+        image therefore meets every element equally often, no index is drawn, and nothing is gathered.
         """
-        deal = [0] * len(self.moves)
-        whole, rest = divmod(images, len(self.moves))
+        dealt = self.moves if moves is None else moves
+        deal = [0] * len(dealt)
+        whole, rest = divmod(images, len(dealt))
         for place in range(rest):
-            deal[(start + place) % len(self.moves)] += 1
-        return tuple((move, whole + extra) for move, extra in zip(self.moves, deal, strict=True) if whole + extra)
+            deal[(start + place) % len(dealt)] += 1
+        return tuple((move, whole + extra) for move, extra in zip(dealt, deal, strict=True) if whole + extra)
 
     def act(self, images: Tensor, element: Element) -> Tensor:
         """The images (B, C, S, S) moved by one element."""

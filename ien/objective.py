@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ien.errors import InputError
-from ien.groups import Group, Run, square_side
+from ien.groups import Element, Group, Run, square_side
 
 log = logging.getLogger("ien")
 
@@ -46,12 +46,14 @@ class Views:
         start: int = 0,
         share: int = 0,
         shares: int = 1,
+        moves: Sequence[Element] | None = None,
     ) -> Views:
         """The views of share `share` of a batch of `images`, of which the part `second_views` is seen twice.
 
-        `start` counts the second views of all batches before, so that the elements are dealt out evenly over a run.
+        `start` counts the second views of all batches before, so that the elements are dealt out evenly over a run;
+        `moves` are the elements that are dealt out, without it all but the identity.
         """
-        whole = group.in_turn(round(second_views * images), start)
+        whole = group.in_turn(round(second_views * images), start, moves)
         return cls(_dealt(images, share, shares), _share_of(whole, share, shares), images, whole, shares)
 
     def alone(self) -> Views:

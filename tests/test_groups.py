@@ -131,6 +131,16 @@ def test_every_element_but_the_identity_is_dealt_equally_often(group: Group, ima
     assert set(dealt.values()) == {images}
 
 
+def test_elements_that_are_listed_are_dealt_alone() -> None:
+    """Two of seven, evenly, and never another."""
+    group = Group(8)
+    moves = group.moves[3:5]
+    dealt: Counter[Element] = Counter()
+    for step in range(4):
+        dealt += Counter(dict(group.in_turn(5, 5 * step, moves)))
+    assert dealt == {moves[0]: 10, moves[1]: 10}
+
+
 def test_runs_act_on_their_own_images_alone() -> None:
     group = Group(8, reflection=True)
     images = torch.rand(20, 2, 9, 9)
