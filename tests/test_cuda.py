@@ -70,6 +70,8 @@ def test_it_trains_as_on_a_cpu(settings: Path, tmp_path: Path) -> None:
         ["run.precision=fp16", "optimizer.clip_norm=1.0"],
         ["run.precision=bf16", "optimizer.accumulate=2"],
         ["run.precision=bf16", "objective.loss=relative", "objective.second_views=0.5", "optimizer.name=adamw"],
+        ["symmetry.tied=true", "objective.augment=none", "beta_weight=0"],
+        ["symmetry.weight_penalty=1", "run.precision=bf16"],
     ],
     ids=" ".join,
 )
