@@ -125,6 +125,7 @@ def test_replayed_steps_are_those_that_they_replay(settings: Path, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch 2.11's own, under Python 3.12
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # fp32 is what was asked for
 def test_compiled_it_gives_the_same_losses(settings: Path, tmp_path: Path) -> None:
     plain = run(settings, tmp_path / "plain", "tot_epochs=1", "cyc_size=1")
     compiled = run(settings, tmp_path / "compiled", "tot_epochs=1", "cyc_size=1", "run.compile=true")
