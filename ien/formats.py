@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 
 from ien.errors import InputError
 
@@ -63,7 +64,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, about: dict[str
             opset_version=OPSET,
             verbose=False,
         )
-    except torch.onnx.OnnxExporterError as error:
+    except OnnxExporterError as error:
         raise InputError(
             f"{_culprit(error)} cannot be written in ONNX (opset {OPSET}); replace it in the network, or take "
             "--format pt2 or torchscript"
