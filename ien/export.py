@@ -160,14 +160,12 @@ def _images(trained: Trained) -> Tensor:
 @torch.no_grad()
 def _compared(network: nn.Module, answer: Answer, images: Tensor) -> tuple[float, float, tuple[int, ...]]:
     """The largest difference between the logits, the largest logit, and the batches they came in."""
-    difference, largest = 0.0, 0.0
     batches = [batch for batch in images.tensor_split(list(accumulate(SIZES))) if len(batch)]
-    for batch in batches:
-        expected, found = network(batch), _asked(answer, batch)
-        if found.shape != expected.shape:
-            raise InputError(f"the file answers {tuple(found.shape)} and not {tuple(expected.shape)}; {_ADVICE}")
-        difference = max(difference, (found - expected).abs().max().item())
-        largest = max(largest, expected.abs().max().item())
+    expected = torch.cat([network(batch) for batch in batches])
+    found = torch.cat([_asked(answer, batch) for batch in batches])
+    if found.shape != expected.shape:
+        raise InputError(f"the file answers {tuple(found.shape)} and not {tuple(expected.shape)}; {_ADVICE}")
+    difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     if not difference <= TOLERANCE * largest:  # also where either is not a number
         raise InputError(
             f"the file answers otherwise than the network: logits of up to {largest:.3g} differ by {difference:.3g}; "

@@ -136,6 +136,7 @@ FORMATS = {
         _write_onnx,
         _answer_onnx,
         (
+            "import onnxruntime",
             'session = onnxruntime.InferenceSession("{file}")',
             '(logits,) = session.run(["logits"], {{"images": images}})',
         ),
@@ -145,21 +146,24 @@ FORMATS = {
         (),
         _write_torchscript,
         _answer_torchscript,
-        ('network = torch.jit.load("{file}", map_location="cpu")', "logits = network(images)"),
+        ("import torch", 'network = torch.jit.load("{file}", map_location="cpu")', "logits = network(images)"),
     ),
     "pt2": Format(
         ".pt2",
         (),
         _write_pt2,
         _answer_pt2,
-        ('network = torch.export.load("{file}").module()', "logits = network(images)"),
+        ("import torch", 'network = torch.export.load("{file}").module()', "logits = network(images)"),
     ),
     "safetensors": Format(
         ".safetensors",
         ("safetensors",),
         _write_safetensors,
         _answer_safetensors,
-        ('weights = safetensors.torch.load_file("{file}")', "network.load_state_dict(weights)"),
+        (
+            "from safetensors.torch import load_file",
+            'network.load_state_dict(load_file("{file}"))  # a network that you make: here are the weights alone',
+        ),
     ),
 }
 
