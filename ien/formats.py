@@ -71,8 +71,6 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, about: dict[str
         ) from error
     assert program is not None
     model = program.model_proto
-    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
-        del node.metadata_props[:]  # source lines and the paths of this machine
     onnx.helper.set_model_props(model, about)
     onnx.save(model, path)
 
