@@ -48,8 +48,8 @@ class Exported:
 def export(trained: Trained, form: str, out: Path, force: bool = False) -> Exported:
     """Write the plain network to `out` in the format `form` (a key of `FORMATS`), whole or not at all.
 
-    The taps are taken off it. Raises `InputError` for a file that is there already (unless `force`), a network that the format cannot express, and
-    a file that does not answer as the network does.
+    The taps are taken off it. Raises `InputError` for a file that is there already (unless `force`), a network that the
+    format cannot express, and a file that does not answer as the network does.
     """
     format = FORMATS[form]
     format.need_packages()
