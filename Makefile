@@ -1,13 +1,14 @@
 # make quickstart   train on handwritten digits, from nothing, in a few minutes
 # make test         lint, types, import contract, tests
-# Both make their own virtual environment in .venv first (torch is large: some minutes, once).
+# make docs         the documentation as a site, in site/
+# Each makes its own virtual environment in .venv first (torch is large: some minutes, once).
 # PYTHON=python3.12 takes another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch/submit.py --config configs/quickstart.yaml --executor inline
@@ -21,6 +22,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -31,4 +35,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

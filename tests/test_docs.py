@@ -1,0 +1,270 @@
+"""What the README and docs/ show a stranger works as it stands there: every block and every link."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ien import config, export, train
+from ien.data.__main__ import main as prepare
+from ien.errors import InputError
+from launch import doctor, jobs, rehearse, sites, slurm, submit, tune
+from launch.grid import overrides
+from launch.search import sweep
+from tests.finished_run import finished_run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+# Shown and not tried: they are another program's.
+SHOWN = ("git", "grep", "python3", "scontrol", "source", "tensorboard")
+ALONE = "docs/serving.md"  # its Python is for a place without this package
+OUTPUT = ""  # a block of no language is what a command printed
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    language: str
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The commands of a shell block, without comments, those that go on in the next line put together."""
+        whole = re.sub(r"\s+\\\n\s*", " ", re.sub(r"(^|\s+)#.*", "", self.text, flags=re.MULTILINE))
+        return [part.strip() for line in whole.splitlines() for part in re.split(r"&&|\|", line) if part.strip()]
+
+
+BLOCKS = [
+    Block(page, language, text)
+    for page in PAGES
+    for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+]
+LINES = list(dict.fromkeys(line for block in BLOCKS if block.language == "sh" for line in block.lines))
+WITH_PYTHON = sorted({block.page for block in BLOCKS if block.language == "python"})
+LINKS = [
+    (page, link)
+    for page in PAGES
+    for link in re.findall(r"\]\(((?!http)[^)\s]+)\)", (ROOT / page).read_text())
+    if (page, link) != ("docs/index.md", "settings.md")  # the site's own
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a stranger has after the first run: the repository's configs, and runs/quickstart."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("configs", "slurm", "docs"):
+        (place / name).symlink_to(ROOT / name)
+    finished_run(place)
+    for form, out in (
+        ("onnx", "runs/quickstart/network.onnx"),
+        ("torchscript", "runs/quickstart/network.torchscript"),
+        ("pt2", "served/digits.pt2"),
+        ("safetensors", "runs/quickstart/network.safetensors"),
+    ):
+        export.main([str(place / "runs/quickstart"), "--format", form, "--out", str(place / out)])
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(slurm, "available", lambda: False)  # also where the tests have one
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}-{block.language or 'output'}")
+def test_every_block_is_of_a_kind_that_is_tried(block: Block) -> None:
+    assert block.language in ("python", "sh", "yaml", OUTPUT)
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != ALONE])
+def test_its_python_runs(page: str) -> None:
+    """All blocks of a page, one after the other, as one would type them."""
+    names: dict[str, Any] = {}
+    for block in BLOCKS:
+        if (block.page, block.language) == (page, "python"):
+            exec(compile(block.text, page, "exec"), names)
+    if page == "README.md":
+        assert all(parameter.grad is not None for parameter in names["model"].parameters())
+
+
+NO_IEN = """
+import sys
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ien", "launch"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+
+def test_what_is_served_needs_nothing_of_this_package(place: Path) -> None:
+    code = [NO_IEN, *(block.text for block in BLOCKS if (block.page, block.language) == (ALONE, "python"))]
+    proof = "\ntry:\n    import ien\nexcept ModuleNotFoundError:\n    print('without it')\n"
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", "\n".join(code) + proof], cwd=place, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("0") > 4
+    assert ended.stdout.endswith("without it\n")
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.page)
+def test_its_settings_files_can_be_used(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "shown.yaml"
+    path.write_text(re.sub(r"\b(extends|base): (\.\./)?", rf"\1: {ROOT}/", block.text))
+    if "\nspace:" in block.text:
+        path.write_text(path.read_text().replace(f"{ROOT}/rot", f"{ROOT}/configs/rot"))
+        shown = sweep.load(path)
+        assert [shown.run(0, shown.space.drawn(0, number), 0).tot_epochs for number in range(20)] == [30] * 20
+    elif "\nsetup:" in block.text:
+        place, _ = sites.site(str(path), None)
+        assert place.setup
+        assert config.load_with_origins(ROOT / "configs/rot_tim_r8.yaml", below=place.launch)
+    else:
+        assert config.load(path).training
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_its_commands_are_understood(line: str, tmp_path: Path) -> None:
+    """Tried where that takes seconds; else all that can be said before it begins."""
+    words = shlex.split(re.sub(r"\bRUN\b", "quickstart", line.replace("<this repository>", "URL")))
+    if words[0] in SHOWN:
+        return
+    if words[0] == "torchrun":
+        words = ["python", *words[2:]]
+    name = words[0] if words[0] != "python" else words[2] if words[1] == "-m" else words[1]
+    assert name in COMMANDS, f"no test knows how to try {line!r}: add it to COMMANDS, or to SHOWN"
+    COMMANDS[name](words[words.index(name) + 1 :], tmp_path)
+
+
+def _make(words: list[str], tmp_path: Path) -> None:
+    for target in words:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def _pip(words: list[str], tmp_path: Path) -> None:
+    parsed = configparser.ConfigParser()
+    parsed.read(ROOT / "setup.cfg")
+    assert words[:2] == ["install", "-e"]
+    extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])
+    assert extras
+    assert set((extras[1] or "dev").split(",")) <= set(parsed["options.extras_require"])
+
+
+def _cp(words: list[str], tmp_path: Path) -> None:
+    assert (ROOT / words[0]).is_file()
+    assert (ROOT / words[1]).parent.is_dir()
+
+
+def _train(words: list[str], tmp_path: Path) -> None:
+    """All but the training itself."""
+    given: list[config.Config] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "run", given.append)
+        train.main(words)
+    assert len(given) == 1
+
+
+def _submit(words: list[str], tmp_path: Path) -> None:
+    """What needs no SLURM is shown by --dry-run; of the rest, the settings are checked."""
+    given = submit._parser().parse_intermixed_args(words)
+    for more in overrides(given.seeds, given.grid, "some"):
+        settings = config.load(given.config, given.overrides + more)
+    if given.executor != "slurm" and settings.launch.nodes == 1:
+        submit.main([*words, "--dry-run"])
+
+
+def _tune(words: list[str], tmp_path: Path) -> None:
+    given = tune._parser().parse_intermixed_args(words)
+    assert sweep.load(given.config, given.overrides).space.axes
+    if given.executor != "slurm":
+        tune.main([*words, "--dry-run"])
+
+
+def _data(words: list[str], tmp_path: Path) -> None:
+    """It ends with the one line about the source that is not there, so its options were understood."""
+    source = words.index("--from") + 1
+    words = [*words[:source], str(tmp_path / "missing"), *words[source + 1 :]]
+    with pytest.raises(InputError, match="missing does not exist"):
+        prepare([*words, "--root", str(tmp_path / "data")])
+
+
+def _jobs(words: list[str], tmp_path: Path) -> None:
+    if words[0] == "cancel":
+        assert jobs._parser().parse_args(words).runs == ["quickstart"]
+        return
+    jobs.main(words)
+
+
+def _doctor(words: list[str], tmp_path: Path) -> None:
+    assert doctor._parser().parse_args(words)
+
+
+def _rehearse(words: list[str], tmp_path: Path) -> None:
+    given = rehearse._parser().parse_intermixed_args(words)
+    assert config.load(given.config, given.overrides)
+
+
+def _export(words: list[str], tmp_path: Path) -> None:
+    given = export._parser().parse_args(words)
+    suffix = export.FORMATS[given.format].suffix
+    if given.format == "onnx":  # as the place was made, and slow
+        assert Path("runs/quickstart/network.onnx").exists()
+        return
+    export.main([*words, "--out", str(tmp_path / f"network{suffix}")])
+
+
+def _settings(words: list[str], tmp_path: Path) -> None:
+    config.main(words)
+
+
+def _sbatch(words: list[str], tmp_path: Path) -> None:
+    script, settings, *more = (word for word in words if not word.startswith("--"))
+    assert (ROOT / script).is_file()
+    assert config.load(settings, more)
+
+
+COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
+    "make": _make,
+    "pip": _pip,
+    "cp": _cp,
+    "cd": lambda words, tmp_path: None,
+    "sbatch": _sbatch,
+    "launch/submit.py": _submit,
+    "launch/tune.py": _tune,
+    "launch.jobs": _jobs,
+    "launch.doctor": _doctor,
+    "launch.rehearse": _rehearse,
+    "ien.train": _train,
+    "ien.config": _settings,
+    "ien.data": _data,
+    "ien.export": _export,
+}
+
+
+@pytest.mark.parametrize(
+    "words", re.findall(r"`python -m ien\.data (\w+ --from [^`#\n]+)`", (ROOT / "README.md").read_text())
+)
+def test_its_tables_of_data_commands_are_understood(words: str, tmp_path: Path) -> None:
+    _data(shlex.split(words), tmp_path)
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_its_links_lead_somewhere(page: str, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / path if path else ROOT / page
+    assert target.exists()
+    if anchor:
+        titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
