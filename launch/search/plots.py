@@ -296,18 +296,27 @@ def _name_columns(axes: Axes, categories: Sequence[str]) -> None:
 
 
 def _scale(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -> None:
-    """A logarithmic axis for positive values that span many decades, with ticks at 1, 10, 100 or at 1, 3, 10."""
+    """A logarithmic axis for values that span many decades, with ticks at 1, 10, 100 or at 1, 3, 10; 0 has its place
+    beside the smallest of them."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(5 if which == "x" else 7, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(_tick))
     known = {value for value in values if math.isfinite(value)}
     if len(known) < 2:
         axis.set_major_locator(FixedLocator(list(known)))
-    if not known or min(known) <= 0 or math.log10(max(known) / min(known)) <= _DECADES:
+    positive = sorted(known - {0})
+    if not positive or positive[0] < 0 or math.log10(positive[-1] / positive[0]) <= _DECADES:
         return
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    few = math.log10(max(known) / min(known)) < 2.5
-    axis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
+    scaled = axes.set_xscale if which == "x" else axes.set_yscale
+    few = math.log10(positive[-1] / positive[0]) < 2.5
+    if 0 in known:
+        scaled("symlog", linthresh=positive[0], linscale=0.5)
+        decades = range(math.floor(math.log10(positive[0])), math.ceil(math.log10(positive[-1])) + 1)
+        ticks = [part * 10.0**decade for decade in decades for part in ((1, 3) if few else (1,))]
+        axis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if positive[0] <= tick <= positive[-1])]))
+    else:
+        scaled("log")
+        axis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
     axis.set_major_formatter(FuncFormatter(_tick))
     axis.set_minor_formatter(NullFormatter())
 

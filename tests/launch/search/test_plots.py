@@ -100,14 +100,15 @@ def test_finished_trials_are_filled_others_hollow_and_failed_ones_ticks_at_the_b
     assert failed.get_transform().transform((0.4, 0))[1] == axes.transAxes.transform((0, 0))[1]
 
 
-def test_wide_positive_ranges_are_logarithmic_and_others_are_not() -> None:
+def test_wide_ranges_are_logarithmic_also_beside_a_zero_and_others_are_not() -> None:
     def scales(key: str, *values: Any) -> str:
         outcomes = [trial(n, {"accuracy": 0.5 + n}, settings={key: value}) for n, value in enumerate(values)]
         return plots._parameters("s", outcomes, ONE, None).axes[0].get_xscale()
 
     assert scales("a", 0.01, 1.0) == "log"
     assert scales("a", 0.5, 10.0) == "linear"
-    assert scales("a", 0.0, 1.0, 100.0) == "linear"
+    assert scales("a", 0.0, 1.0, 100.0) == "symlog"
+    assert scales("a", 0.0, 1.0, 10.0) == "linear"
     assert scales("a", -1.0, 1.0, 100.0) == "linear"
 
 
