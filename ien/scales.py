@@ -1,10 +1,11 @@
 """How is a map made smaller or larger about its centre?
 
-Magnified by s, what stands at place p comes from place p/s, both measured from the centre; outside there are zeros. Each
-pixel of the result is a weighted mean of the source's: the weights fall linearly from the place that it comes from to
-nothing at a distance of max(1, 1/s) pixels, and add up to 1. For s > 1 this is bilinear interpolation; for s < 1 the tent
-is wider, as the new pixels are larger: what the smaller image cannot hold is left out and does not come back as another
-pattern (anti-aliasing; the filter of Pillow's and torch's antialiased bilinear `resize`, exactly centred for every s).
+Magnified by s, what stands at place p comes from place p/s, both measured from the centre; outside there are zeros.
+Each pixel of the result is a weighted mean of the source's: the weights fall linearly from the place that it comes from
+to nothing at a distance of max(1, 1/s) pixels, and add up to 1. For s > 1 this is bilinear interpolation; for s < 1 the
+tent is wider, as the new pixels are larger: what the smaller image cannot hold is left out and does not come back as
+another pattern. (Anti-aliasing; the filter of Pillow's and torch's antialiased bilinear resize, here with the centre
+where it was for every s.)
 
 Rows and columns do this one after the other: R · map · Rᵀ, with one matrix R per factor and side.
 """

@@ -1,8 +1,8 @@
 """On which pixels is a map compared with its moved copy?
 
-Turned by an angle that is resampled: inside the inscribed disc, the pixel centres within (side - 1)/2 of the middle, whose
-neighbours lie in the frame whatever the angle. Scaled: on the pixels of the coarser frame that are made of pixels of the
-finer one alone, and not of the zeros outside; turned as well, of pixels of its disc.
+Turned by an angle that is resampled: inside the inscribed disc, the pixel centres within (side - 1)/2 of the middle,
+whose neighbours lie in the frame whatever the angle. Scaled: on the pixels of the coarser frame that are made of pixels
+of the finer one alone, and not of the zeros outside; turned as well, of pixels of its disc.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from ien.scales import made_of
 def visible(side: int, disc: bool, shown: float, device: torch.device) -> Tensor:
     """The mask (side, side), inside the disc or not; `shown` is the side of what both views show, as a share of it."""
     seen = _disc(side) if disc else torch.ones(side, side, dtype=torch.bool)
-    if shown != 1:  # the coarser map is turned too, and then magnified into the finer frame
-        seen = made_of(seen & made_of(seen, 1 / shown), shown)
-    return seen.to(device)
+    return (seen if shown == 1 else made_of(seen, shown)).to(device)
 
 
 @lru_cache(maxsize=256)
