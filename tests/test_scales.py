@@ -194,9 +194,8 @@ def test_runs_act_on_their_own_images_alone() -> None:
 
 def test_a_turn_comes_before_the_scale() -> None:
     image = torch.rand(1, 1, 12, 12)
-    turned = Group(4).act(image, Element(1, 4, mirrored=True))
-    both = Group(4, True, scales=(2,)).act(image, Element(1, 4, True, 2.0))
-    assert torch.equal(both, ALONE.act(turned, scaling(2.0)))
+    turned = Group(8, True).act(image, Element(1, 8, mirrored=True))
+    assert torch.equal(TURNED.act(image, Element(1, 8, True, 0.5)), ALONE.act(turned, scaling(0.5)))
 
 
 def test_half_precision_is_resampled_in_full() -> None:
