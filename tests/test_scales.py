@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -242,6 +243,26 @@ def test_known_answer_of_views_that_are_off_by_a_constant(group: Group) -> None:
     maps = torch.cat((torch.zeros(views.images, 2, 17, 17), torch.full((views.second, 2, 17, 17), 3.0)))
     terms = terms_of(EquivariantObjective(group), maps, views)
     assert math.isclose(terms.means["equivariance"].item(), 9.0, rel_tol=1e-3)
+
+
+def test_every_run_is_compared_over_its_own_pixels() -> None:
+    """A ring that is seen at 0.8 and not at 0.5, in the second views alone: half of the images pay for it."""
+    group = Group(1, scales=(0.5, 0.8))
+    small, large = (group.visible(scaling(scale), 17) for scale in group.scales)
+    assert small is not None
+    assert large is not None
+    maps = torch.cat((torch.zeros(6, 1, 17, 17), 2.0 * (large & ~small).expand(6, 1, 17, 17)))
+    terms = terms_of(EquivariantObjective(group), maps, Views.plan(group, 6))
+    share = 1 - int(small.sum()) / int(large.sum())
+    assert math.isclose(terms.means["equivariance"].item(), 0.5 * 4 * share, rel_tol=1e-5)
+
+
+def test_moves_that_share_their_work_are_neighbours() -> None:
+    """Resampled turns go into one call, equal pixels into one sum, however many elements there are."""
+    turns = [move.unscaled.exact for move in TURNED.moves]
+    assert turns == sorted(turns, reverse=True)
+    regions = [(move.unscaled.exact, move.shown) for move in TURNED.moves]
+    assert sum(a != b for a, b in itertools.pairwise(regions)) == len(set(regions)) - 1
 
 
 def test_both_views_get_a_gradient_in_either_frame_and_the_first_none_if_stopped() -> None:
