@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ien.errors import InputError
-from ien.groups import Group, Run, square_side
+from ien.groups import Element, Group, Run, square_side
 
 log = logging.getLogger("ien")
 
@@ -165,7 +165,7 @@ class EquivariantObjective:
             self._told.add(name)
             log.warning(
                 "%s: its %d×%d maps are too small to be compared under %s; left out of the loss",
-                name, side, side, ", ".join(map(str, left_out)),
+                name, side, side, _listed(left_out),
             )  # fmt: skip
         return sum(count for element, count in runs if self.group.comparable(element, side))
 
@@ -249,6 +249,11 @@ def _by_visible(
             parts.append((None if mask is None else Visible(mask, group.visible_pixels(element, side)), count))
             masks.append(mask)
     return parts
+
+
+def _listed(elements: list[Element], most: int = 4) -> str:
+    more = f" and {len(elements) - most} more" if len(elements) > most else ""
+    return ", ".join(map(str, elements[:most])) + more
 
 
 def _dealt(images: int, share: int, shares: int) -> int:

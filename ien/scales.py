@@ -12,6 +12,7 @@ Rows and columns do this one after the other: R · map · Rᵀ, with one matrix 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,8 +28,9 @@ def rescaled(maps: Tensor, runs: Sequence[tuple[float, int]]) -> Tensor:
     """
     if all(factor == 1 for factor, _ in runs):
         return maps
-    parts = maps.split([count for _, count in runs])
-    made = [part if factor == 1 else _rescaled(part, factor) for part, (factor, _) in zip(parts, runs, strict=True)]
+    alike = [(factor, sum(count for _, count in same)) for factor, same in itertools.groupby(runs, lambda run: run[0])]
+    parts = maps.split([count for _, count in alike])
+    made = [part if factor == 1 else _rescaled(part, factor) for part, (factor, _) in zip(parts, alike, strict=True)]
     return made[0] if len(made) == 1 else torch.cat(made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import warnings
 from collections import Counter
@@ -255,6 +256,18 @@ def test_every_run_is_compared_over_its_own_pixels() -> None:
     terms = terms_of(EquivariantObjective(group), maps, Views.plan(group, 6))
     share = 1 - int(small.sum()) / int(large.sum())
     assert math.isclose(terms.means["equivariance"].item(), 0.5 * 4 * share, rel_tol=1e-5)
+
+
+def test_maps_too_small_for_a_scale_are_left_out_with_one_short_message(caplog: pytest.LogCaptureFixture) -> None:
+    group = Group(4, scales=(0.8, 1.25))
+    views, maps = Views.plan(group, 11), torch.randn(22, 1, 2, 2)
+    with caplog.at_level(logging.WARNING, logger="ien"):
+        terms = terms_of(EquivariantObjective(group), maps, views)
+    assert terms.counts["equivariance/tap"] == 3  # the quarter turns
+    assert [record.getMessage() for record in caplog.records] == [
+        "tap: its 2×2 maps are too small to be compared under ×0.8, 90° ×0.8, 180° ×0.8, 270° ×0.8 and 4 more; "
+        "left out of the loss"
+    ]
 
 
 def test_moves_that_share_their_work_are_neighbours() -> None:
