@@ -12,7 +12,6 @@ Rows and columns do this one after the other: R · map · Rᵀ, with one matrix 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,7 +27,7 @@ def rescaled(maps: Tensor, runs: Sequence[tuple[float, int]]) -> Tensor:
     """
     if all(factor == 1 for factor, _ in runs):
         return maps
-    alike = [(factor, sum(count for _, count in same)) for factor, same in itertools.groupby(runs, lambda run: run[0])]
+    alike = _alike(runs)
     parts = maps.split([count for _, count in alike])
     made = [part if factor == 1 else _rescaled(part, factor) for part, (factor, _) in zip(parts, alike, strict=True)]
     return made[0] if len(made) == 1 else torch.cat(made)
@@ -38,6 +37,15 @@ def made_of(seen: Tensor, factor: float) -> Tensor:
     """The pixels (S, S) that are made, at this factor, of pixels of the mask `seen` (S, S) alone; on the CPU."""
     rows = _weights(factor, len(seen))
     return rows @ seen.double() @ rows.T > 1 - 1e-9
+
+
+def _alike(runs: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """The runs, neighbours of one factor put together."""
+    alike: list[tuple[float, int]] = []
+    for factor, count in runs:
+        before = alike.pop()[1] if alike and alike[-1][0] == factor else 0
+        alike.append((factor, before + count))
+    return alike
 
 
 def _rescaled(maps: Tensor, factor: float) -> Tensor:
