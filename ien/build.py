@@ -93,7 +93,8 @@ def parts(settings: Config, processes: Processes, stop: StopRequest | None = Non
 
 
 def make_group(settings: Config) -> Group:
-    return Group.from_name(settings.mode, settings.reflection, settings.group.interpolation, settings.group.disc)
+    wanted = settings.group
+    return Group.from_name(settings.mode, settings.reflection, wanted.interpolation, wanted.disc, wanted.scales)
 
 
 def make_pool(settings: Config, group: Group) -> ChannelMaxPool:
@@ -105,7 +106,8 @@ def make_pool(settings: Config, group: Group) -> ChannelMaxPool:
     if settings.heterogeneous:
         return ChannelMaxPool(listed, settings.ratio or [])
     # The published params carry the heterogeneous lists also where they are not used.
-    return ChannelMaxPool(listed if len(listed) == 1 else [group_size(group.rotations, group.reflection)])
+    size = group_size(group.rotations, group.reflection, len(group.scales))
+    return ChannelMaxPool(listed if len(listed) == 1 else [size])
 
 
 def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:

@@ -46,7 +46,9 @@ PRESETS = {
 class Config(Settings):
     """Every setting of a run, checked. `Config.model_validate({...})` makes one from a notebook."""
 
-    dataset: Literal["digits", "rot_mnist", "rot_tim", "image_folder"] = Field(description="what is seen")
+    dataset: Literal["digits", "rot_mnist", "scale_mnist", "rot_tim", "image_folder"] = Field(
+        description="what is seen"
+    )
     model: Literal["BasicCNN", "Resnet18", "VGG"] = Field(description="the network")
     reflection: bool = Field(
         default=False, description="flips too: the dihedral group; with rot_tim: the data set R2-TIM"
@@ -56,8 +58,9 @@ class Config(Settings):
     )
     mode: str = Field(
         default="R4",
-        description="R<N>: N rotations; default R8 where heterogeneous filter groups start with 8, without reflection",
-        json_schema_extra={"pattern": "^R([2-9]|[1-9][0-9]+)$"},
+        description="R<N>: N rotations; default R8 where heterogeneous filter groups start with 8, without reflection; "
+        "R1: none, with group.scales",
+        json_schema_extra={"pattern": "^R[1-9][0-9]*$"},
     )
     ratio: Counts | None = Field(default=None, description="shares of the channels (ignored unless heterogeneous)")
     mplc_kernel_size: Counts | Count | None = Field(
@@ -107,8 +110,8 @@ class Config(Settings):
     @field_validator("mode", mode="before")
     @classmethod
     def _is_a_group(cls, mode: Any) -> Any:
-        if not isinstance(mode, str) or not re.fullmatch(r"R([2-9]|[1-9][0-9]+)", mode):
-            raise _refused("mode", f"{mode!r} is no group; write R4, R8 or R<N> with N ≥ 2")
+        if not isinstance(mode, str) or not re.fullmatch(r"R[1-9][0-9]*", mode):
+            raise _refused("mode", f"{mode!r} is no group; {_GROUPS}")
         return mode
 
     @field_validator("save_dir", mode="before")
@@ -137,10 +140,17 @@ class Config(Settings):
         if self.symmetry.tied and self.symmetry.weight_penalty > 0:
             problem = f"{self.symmetry.weight_penalty:g} has nothing to lower: tied weights are equivariant"
             raise _refused("symmetry.weight_penalty", f"{problem}; write 0, or symmetry.tied: false")
+        self._moves_something()
         self._has_filter_groups()
         self._batch_divides()
         self._signal_comes_in_time()
         return self
+
+    def _moves_something(self) -> None:
+        if self.mode == "R1" and not self.group.scales:
+            raise _refused("mode", f"'R1' is no group; {_GROUPS}")
+        if 1 in self.group.scales:
+            raise _refused("group.scales", "1 is always among them; leave it out, as in [0.8, 1.25]")
 
     def _has_filter_groups(self) -> None:
         ratio, sizes = self.ratio, self.mplc_kernel_size
@@ -172,6 +182,9 @@ class Config(Settings):
         if launch.signal_delay_s not in (launch.signal_s, default):
             problem = f"{launch.signal_delay_s} s are too long for launch.timeout_min {launch.timeout_min}"
             raise _refused("launch.signal_delay_s", f"{problem}; write {launch.latest_signal_s} or less")
+
+
+_GROUPS = "write R4, R8 or R<N> with N ≥ 2, or R1 with group.scales"
 
 
 def _refused(key: str, problem: str) -> PydanticCustomError:
@@ -292,7 +305,7 @@ def schema() -> dict[str, Any]:
 
 def _listing() -> Iterator[str]:
     for key, setting in by_dotted_key(Config).items():
-        choice = "R4, R8 or R<N>" if key == "mode" else allowed(setting)
+        choice = "R4, R8 or R<N>, or R1" if key == "mode" else allowed(setting)
         default = f"default {json.dumps(setting['default'])}" if "default" in setting else "required"
         yield f"{key}: {setting['description']}\n    {choice}; {default}"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]  # YAML has lists only
 Weight = Annotated[float, Field(ge=0)]
+Scales = Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(strict=False)]
 
 
 class Settings(BaseModel):
@@ -23,6 +24,14 @@ class GroupSettings(Settings):
         default="bilinear", description="at angles other than multiples of 90°"
     )
     disc: bool = Field(default=True, description="compare inside the inscribed disc at such angles")
+    scales: Scales = Field(
+        default=(), description="factors beside 1: each element also at each of them (0.8: smaller, 1.25: larger)"
+    )
+
+    @field_validator("scales", mode="after")
+    @classmethod
+    def _in_order(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted({float(f"{scale:g}") for scale in scales}))
 
 
 class NetworkSettings(Settings):

@@ -1,8 +1,10 @@
 """Which transformations are there, how does each act on a batch, what undoes it, where is it exact?
 
 An element first turns an image counter-clockwise by `turns`/N of a full circle, then, if `mirrored`, flips it left to
-right. The N turns form the cyclic group C_N; with their mirrored twins they form the dihedral group D_N. Multiples of
-90° and mirrors only move pixels about; every other angle is resampled about the image's centre, with zeros outside.
+right, then magnifies it by `scale`. The N turns form the cyclic group C_N; with their mirrored twins they form the
+dihedral group D_N. Multiples of 90° and mirrors only move pixels about; every other angle is resampled about the
+image's centre, with zeros outside, and so is every scale (`ien.scales`). Scales are no group, but a few members of one:
+what undoes such an element, or two of them one after the other, need not be among them.
 
 Shapes: images and feature maps are (B, C, S, S).
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,17 +22,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ien.errors import InputError
+from ien.scales import rescaled
+from ien.visible import visible, visible_pixels
 
 INTERPOLATIONS = ("bilinear", "nearest")
+SMALLEST, LARGEST = 0.25, 4.0  # scales
 
 
 @dataclass(frozen=True)
 class Element:
-    """One transformation: a counter-clockwise turn by `turns`/`steps` of the circle, perhaps then a mirror."""
+    """One transformation: a counter-clockwise turn by `turns`/`steps` of the circle, perhaps a mirror, then a scaling.
+
+    `scale` below 1 makes what is seen smaller, above 1 larger.
+    """
 
     turns: int
     steps: int
     mirrored: bool = False
+    scale: float = 1.0
 
     @property
     def degrees(self) -> float:
@@ -39,8 +48,18 @@ class Element:
 
     @property
     def exact(self) -> bool:
-        """Whether the element maps the pixel grid onto itself (a multiple of 90°)."""
-        return 4 * self.turns % self.steps == 0
+        """Whether the element maps the pixel grid onto itself (a multiple of 90°, not scaled)."""
+        return self.scale == 1 and 4 * self.turns % self.steps == 0
+
+    @property
+    def unscaled(self) -> Element:
+        """The same turn and mirror alone."""
+        return self if self.scale == 1 else Element(self.turns, self.steps, self.mirrored)
+
+    @property
+    def shown(self) -> float:
+        """The side of what both views show, as a share of the frame's: of the image, or of its moved copy."""
+        return min(self.scale, 1 / self.scale)
 
     @property
     def quarter_turns(self) -> int:
@@ -50,11 +69,15 @@ class Element:
 
     @property
     def inverse(self) -> Element:
-        """The element that undoes this one: a mirrored turn undoes itself."""
-        return self if self.mirrored else Element(-self.turns % self.steps, self.steps)
+        """The element that undoes this one: a mirrored turn undoes itself, a scale its reciprocal."""
+        turns = self.turns if self.mirrored else -self.turns % self.steps
+        return Element(turns, self.steps, self.mirrored, 1 / self.scale)
 
     def __str__(self) -> str:
-        return f"{self.degrees:g}°" + (" mirrored" if self.mirrored else "")
+        words = [f"{self.degrees:g}°"] if self.turns or self.mirrored or self.scale == 1 else []
+        words += ["mirrored"] if self.mirrored else []
+        words += [f"×{self.scale:g}"] if self.scale != 1 else []
+        return " ".join(words)
 
 
 Run = tuple[Element, int]  # an element, and how many consecutive images of a batch it acts on
@@ -62,20 +85,28 @@ Run = tuple[Element, int]  # an element, and how many consecutive images of a ba
 
 @dataclass(frozen=True)
 class Group:
-    """C_N, or D_N with `reflection`, acting on square images.
+    """C_N, or D_N with `reflection`, acting on square images; with `scales`, each element also at each of them.
 
     `interpolation` is used for turns that are not multiples of 90°; `disc` says whether those are compared inside the
-    inscribed disc alone (the corners leave the frame) or over the whole square, as the published code does.
+    inscribed disc alone (the corners leave the frame) or over the whole square, as the published code does. `scales`
+    are factors from 0.25 to 4 other than 1, to six digits; scale 1 is always there. With scales, C_1 is allowed.
     """
 
     rotations: int
     reflection: bool = False
     interpolation: str = "bilinear"
     disc: bool = True
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rotations < 2:
-            raise InputError(f"a group of {self.rotations} rotations has nothing to learn from; take 2 or more")
+        object.__setattr__(self, "scales", _distinct(self.scales))
+        for scale in self.scales:
+            if not SMALLEST <= scale <= LARGEST or scale == 1:
+                raise InputError(f"scale {scale:g} is not allowed; take {SMALLEST:g} to {LARGEST:g}, but not 1")
+        if self.rotations < 1 or (self.rotations == 1 and not self.scales):
+            raise InputError(
+                f"a group of {self.rotations} rotations has nothing to learn from; take 2 or more, or 1 with scales"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"interpolation {self.interpolation!r} is unknown; take one of {', '.join(INTERPOLATIONS)}"
@@ -83,34 +114,46 @@ class Group:
 
     @classmethod
     def from_name(
-        cls, mode: str, reflection: bool = False, interpolation: str = "bilinear", disc: bool = True
+        cls,
+        mode: str,
+        reflection: bool = False,
+        interpolation: str = "bilinear",
+        disc: bool = True,
+        scales: Sequence[float] = (),
     ) -> Group:
-        """`R4`, `R8` or any `R<N>` with N ≥ 2, the names of the published code."""
-        if not re.fullmatch(r"R[0-9]+", mode) or int(mode[1:]) < 2:
-            raise InputError(f"mode {mode!r} is no group; write R4, R8 or R<N> with N ≥ 2")
-        return cls(int(mode[1:]), reflection, interpolation, disc)
+        """`R4`, `R8` or any `R<N>` with N ≥ 2, the names of the published code; `R1` with scales alone."""
+        if not re.fullmatch(r"R[0-9]+", mode) or int(mode[1:]) < (1 if scales else 2):
+            raise InputError(f"mode {mode!r} is no group; write R4, R8 or R<N> with N ≥ 2, or R1 with scales")
+        return cls(int(mode[1:]), reflection, interpolation, disc, tuple(scales))
 
     @property
     def order(self) -> int:
         """How many elements there are, the identity included."""
-        return self.rotations * (2 if self.reflection else 1)
+        return self.rotations * (2 if self.reflection else 1) * (1 + len(self.scales))
 
     @property
     def name(self) -> str:
-        return f"{'D' if self.reflection else 'C'}{self.rotations}"
+        return " ".join([f"{'D' if self.reflection else 'C'}{self.rotations}", *(f"×{s:g}" for s in self.scales)])
 
     @property
     def elements(self) -> tuple[Element, ...]:
         """All elements, the identity first."""
         mirrors = (False, True) if self.reflection else (False,)
         return tuple(
-            Element(turns, self.rotations, mirrored) for mirrored in mirrors for turns in range(self.rotations)
+            Element(turns, self.rotations, mirrored, scale)
+            for scale in (1.0, *self.scales)
+            for mirrored in mirrors
+            for turns in range(self.rotations)
         )
 
     @property
     def moves(self) -> tuple[Element, ...]:
-        """The elements other than the identity, those exact on the grid first."""
-        return tuple(sorted(self.elements[1:], key=lambda element: not element.exact))
+        """The elements other than the identity: those exact on the grid first, then by what of a map is compared."""
+
+        def place(element: Element) -> tuple[bool, bool, float]:
+            return not element.exact, not element.unscaled.exact, element.shown
+
+        return tuple(sorted(self.elements[1:], key=place))
 
     def in_turn(self, images: int, start: int = 0, moves: Sequence[Element] | None = None) -> tuple[Run, ...]:
         """Which element each of `images` consecutive images takes, as runs of neighbours.
@@ -131,44 +174,64 @@ class Group:
         return self.act_in_runs(images, ((element, len(images)),))
 
     def act_in_runs(self, images: Tensor, runs: Sequence[Run], inverse: bool = False) -> Tensor:
-        """The images (B, C, S, S) with each run of neighbours moved by its element (or turned back, if `inverse`).
+        """The images (B, C, S, S) with each run of neighbours moved by its element (or moved back, if `inverse`).
 
-        Exact elements are moved pixel by pixel; those that follow one another and need resampling share one call.
+        Exact turns are moved pixel by pixel; those that follow one another and need resampling share one call.
         Raises `InputError` where the images are not square.
         """
-        side = square_side(images)
+        square_side(images)
         assert sum(count for _, count in runs) == len(images), (runs, images.shape)
         if not runs:
             return images
-        moved, start = [], 0
-        for exact, span in _spans(runs):
-            count = sum(n for _, n in span)
-            part = images[start : start + count]
-            if exact:
-                moved += [_move(p, e.inverse if inverse else e) for p, (e, _) in _parts(part, span)]
-            else:
-                angles = tuple((e.inverse if inverse else e, n) for e, n in span)
-                moved.append(self._resample(part, angles, side))
-            start += count
-        return moved[0] if len(moved) == 1 else torch.cat(moved)
+        acting = [(element.inverse if inverse else element, count) for element, count in runs]
+        turned = self._turned(images, [(element.unscaled, count) for element, count in acting])
+        return rescaled(turned, [(element.scale, count) for element, count in acting])
+
+    def together(self, reference: Tensor, moved: Tensor, runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
+        """What is compared of the maps f(x) and f(g·x), both (B, C, S, S): f(x) and g⁻¹·f(g·x).
+
+        Where g scales it is g·f(x) and f(g·x) in the coarser of the two frames: as they are where g makes smaller, both
+        brought back by g⁻¹ where g magnifies. They have then gone through the same resampling, so that maps that
+        commute with g agree exactly, and what the coarser frame cannot hold is not compared.
+        """
+        if all(element.scale == 1 for element, _ in runs):
+            return reference, self.act_in_runs(moved, runs, inverse=True)
+        reference = self.act_in_runs(reference, _those(runs, lambda scale: scale != 1))
+        reference = self.act_in_runs(reference, _those(runs, lambda scale: scale > 1), inverse=True)
+        return reference, self.act_in_runs(moved, _those(runs, lambda scale: scale >= 1), inverse=True)
 
     def visible(self, element: Element, side: int, device: torch.device | str = "cpu") -> Tensor | None:
         """The pixels (side, side) on which a map is compared with its moved copy; None for all of them.
 
-        For a resampled element this is the inscribed disc: the pixel centres within (side - 1)/2 of the middle, whose
-        neighbours lie in the frame whatever the angle. It is all False on a 2×2 map.
+        For a resampled turn this is the inscribed disc, for a scale what both views show, in the coarser of the two
+        frames; see `ien.visible`. On a 2×2 map either is all False.
         """
-        if element.exact or not self.disc:
+        if element.scale == 1 and not self._in_disc(element):
             return None
-        return _disc(side, torch.device(device))
+        return visible(side, self._in_disc(element), element.shown, torch.device(device))
 
     def visible_pixels(self, element: Element, side: int) -> int:
         """How many pixels of a side×side map are compared under this element."""
-        return side * side if element.exact or not self.disc else _disc_pixels(side)
+        return visible_pixels(side, self._in_disc(element), element.shown)
 
     def comparable(self, element: Element, side: int) -> bool:
         """Whether any pixel of a side×side map can be compared under this element."""
         return self.visible_pixels(element, side) > 0
+
+    def _in_disc(self, element: Element) -> bool:
+        return self.disc and not element.unscaled.exact
+
+    def _turned(self, images: Tensor, runs: Sequence[Run]) -> Tensor:
+        turned, start = [], 0
+        for exact, span in _spans(runs):
+            count = sum(n for _, n in span)
+            part = images[start : start + count]
+            if exact:
+                turned += [_move(p, element) for p, (element, _) in _parts(part, span)]
+            else:
+                turned.append(self._resample(part, span, images.shape[-1]))
+            start += count
+        return turned[0] if len(turned) == 1 else torch.cat(turned)
 
     def _resample(self, images: Tensor, runs: Sequence[Run], side: int) -> Tensor:
         grids = [_grid(element, side, images.device).expand(count, -1, -1, -1) for element, count in runs]
@@ -189,6 +252,11 @@ def square_side(maps: Tensor) -> int:
             f"maps of shape {tuple(maps.shape)} cannot be turned; they must be (B, C, S, S): crop or pad the images"
         )
     return maps.shape[-1]
+
+
+def _those(runs: Sequence[Run], wanted: Callable[[float], bool]) -> list[Run]:
+    """The runs whose scale is wanted; in the place of every other one the identity."""
+    return [(element if wanted(element.scale) else Element(0, element.steps), count) for element, count in runs]
 
 
 def _spans(runs: Sequence[Run]) -> list[tuple[bool, list[Run]]]:
@@ -224,13 +292,5 @@ def _grid(element: Element, side: int, device: torch.device) -> Tensor:
     return source.float().to(device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def _disc(side: int, device: torch.device) -> Tensor:
-    offset = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    return (offset[:, None] ** 2 + offset[None, :] ** 2 <= ((side - 1) / 2) ** 2).to(device)
-
-
-@lru_cache(maxsize=256)
-def _disc_pixels(side: int) -> int:
-    return int(_disc(side, torch.device("cpu")).sum())
+def _distinct(scales: Sequence[float]) -> tuple[float, ...]:
+    return tuple(sorted({float(f"{scale:g}") for scale in scales}))

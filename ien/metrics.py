@@ -3,6 +3,10 @@
 The relative equivariance error of a tap f under an element g is ‖f(g·x) - g·f(x)‖ / ‖f(x)‖ over the pixels that are
 visible in both, taken over a set of images. For elements that resample, the floor ‖g⁻¹·g·f(x) - f(x)‖ / ‖f(x)‖ stands
 beside it: what interpolation alone costs.
+
+Scaled views are measured in the coarser of their frames. Where g magnifies, the difference is brought back there:
+‖g⁻¹·(f(g·x) - g·f(x))‖ / ‖f(x)‖, with the same floor. Where g makes smaller, that frame is the moved one, and the map
+that all is measured by is c = g·f(x): ‖f(g·x) - c‖ / ‖c‖, with the floor ‖g·g⁻¹·c - c‖ / ‖c‖.
 """
 
 from __future__ import annotations
@@ -63,6 +67,11 @@ def add_up(sums: Sums, reduce: Callable[[Tensor], Tensor]) -> Sums:
 
 def _squares(group: Group, element: Element, reference: Tensor, moved: Tensor) -> Tensor:
     expected = group.act(reference, element)
+    difference = moved - expected
+    if element.scale > 1:
+        difference = group.act(difference, element.inverse)
+    if element.scale < 1:
+        reference, expected, element = expected, group.act(expected, element.inverse), element.inverse
     mask = group.visible(element, square_side(reference), reference.device)
 
     def power(maps: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ def _squares(group: Group, element: Element, reference: Tensor, moved: Tensor) -
         return (square if mask is None else square * mask).sum()
 
     round_trip = group.act(expected, element.inverse) - reference
-    return torch.stack((power(moved - expected), power(reference), power(round_trip)))
+    return torch.stack((power(difference), power(reference), power(round_trip)))
 
 
 def _ratio(part: float, whole: float) -> float | None:

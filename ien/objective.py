@@ -3,7 +3,8 @@
     total = classification + beta · Σ_l w_l · term(f_l(x), g⁻¹ · f_l(g·x))          (arXiv 2111.14157)
 
 `classification` is the mean cross-entropy over both views; f_l is the channel-max-pooled feature map of tap l; `term`
-is the mean squared difference (as published) or a relative one. Resampled elements are compared in the inscribed disc.
+is the mean squared difference (as published) or a relative one. Resampled turns are compared in the inscribed disc,
+scaled views where both show the same, in the coarser of their frames: `Group.together` says what is then compared.
 """
 
 from __future__ import annotations
@@ -146,16 +147,16 @@ class EquivariantObjective:
     def _equivariance(self, tap: Tensor, views: Views) -> Tensor:
         """The sum over this share's compared images of one tap's term."""
         reference, moved = tap[: views.second], tap[views.images :]
-        back = self.group.act_in_runs(moved, views.runs, inverse=True)
         if self.stop_gradient:
             reference = reference.detach()
+        reference, back = self.group.together(reference, moved, views.runs)
         side, device = square_side(tap), tap.device
         total = torch.zeros((), device=device)
         start = 0
-        for disc, count in _by_disc(self.group, views.runs, side, device):
+        for visible, count in _by_visible(self.group, views.runs, side, device):
             part = slice(start, start + count)
-            if disc is None or disc.pixels:
-                total = total + TERMS[self.loss](reference[part], back[part], disc)
+            if visible is None or visible.pixels:
+                total = total + TERMS[self.loss](reference[part], back[part], visible)
             start += count
         return total
 
@@ -167,7 +168,7 @@ class EquivariantObjective:
             self._told.add(name)
             log.warning(
                 "%s: its %d×%d maps are too small to be compared under %s; left out of the loss",
-                name, side, side, ", ".join(map(str, left_out)),
+                name, side, side, _listed(left_out),
             )  # fmt: skip
         return sum(count for element, count in runs if self.group.comparable(element, side))
 
@@ -182,22 +183,22 @@ class EquivariantObjective:
 
 
 @dataclass(frozen=True)
-class Disc:
+class Visible:
     """The pixels that are compared: a mask (S, S), and how many they are."""
 
     mask: Tensor
     pixels: int
 
 
-def mean_square(reference: Tensor, back: Tensor, disc: Disc | None) -> Tensor:
+def mean_square(reference: Tensor, back: Tensor, visible: Visible | None) -> Tensor:
     """Σ over images of the mean over channels and compared pixels of (reference - back)²; maps (B, C, S, S)."""
     square = (reference - back).float().square()
-    if disc is None:
+    if visible is None:
         return square.sum() / square[0].numel()
-    return (square.sum(dim=1) * disc.mask).sum() / (square.shape[1] * disc.pixels)
+    return (square.sum(dim=1) * visible.mask).sum() / (square.shape[1] * visible.pixels)
 
 
-def relative_square(reference: Tensor, back: Tensor, disc: Disc | None) -> Tensor:
+def relative_square(reference: Tensor, back: Tensor, visible: Visible | None) -> Tensor:
     """Σ over images of ‖reference - back‖² / (½‖reference‖² + ½‖back‖²), over compared pixels: blind to scale.
 
     0 for maps that agree, 2 for maps that are orthogonal. The denominator has its gradient: the term cannot be lowered
@@ -206,13 +207,13 @@ def relative_square(reference: Tensor, back: Tensor, disc: Disc | None) -> Tenso
 
     def power(maps: Tensor) -> Tensor:
         square = maps.float().square().sum(dim=1)
-        return (square if disc is None else square * disc.mask).sum(dim=(-2, -1))
+        return (square if visible is None else square * visible.mask).sum(dim=(-2, -1))
 
     size = 0.5 * (power(reference) + power(back))
     return (power(reference - back) / (size + 1e-12)).sum()
 
 
-TERMS: dict[str, Callable[[Tensor, Tensor, Disc | None], Tensor]] = {
+TERMS: dict[str, Callable[[Tensor, Tensor, Visible | None], Tensor]] = {
     "mse": mean_square,
     "relative": relative_square,
 }
@@ -237,18 +238,25 @@ def _classification(logits: Tensor, labels: Tensor, views: Views) -> tuple[dict[
     return {name: total * (views.shares / counts[name]) for name, total in sums.items()}, counts
 
 
-def _by_disc(group: Group, runs: tuple[Run, ...], side: int, device: torch.device) -> list[tuple[Disc | None, int]]:
+def _by_visible(
+    group: Group, runs: tuple[Run, ...], side: int, device: torch.device
+) -> list[tuple[Visible | None, int]]:
     """Neighbouring runs that are compared over the same pixels: (those pixels, how many images)."""
-    parts: list[tuple[Disc | None, int]] = []
-    whole_square: list[bool] = []
+    parts: list[tuple[Visible | None, int]] = []
+    masks: list[Tensor | None] = []
     for element, count in runs:
         mask = group.visible(element, side, device)
-        if whole_square and whole_square[-1] == (mask is None):
+        if masks and masks[-1] is mask:  # one tensor for the same pixels, or None for all
             parts[-1] = (parts[-1][0], parts[-1][1] + count)
         else:
-            parts.append((None if mask is None else Disc(mask, group.visible_pixels(element, side)), count))
-            whole_square.append(mask is None)
+            parts.append((None if mask is None else Visible(mask, group.visible_pixels(element, side)), count))
+            masks.append(mask)
     return parts
+
+
+def _listed(elements: list[Element], most: int = 4) -> str:
+    more = f" and {len(elements) - most} more" if len(elements) > most else ""
+    return ", ".join(map(str, elements[:most])) + more
 
 
 def _dealt(images: int, share: int, shares: int) -> int:

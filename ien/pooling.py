@@ -85,7 +85,10 @@ class ChannelMaxPool(nn.Module):
         return f"sizes={self.sizes}, ratio={self.ratio}"
 
 
-def group_size(rotations: int, reflection: bool) -> int:
-    """The channels of a homogeneous filter group: as many as the group has elements, but 8 for D8, as published."""
-    order = rotations * (2 if reflection else 1)
-    return 8 if (rotations, reflection) == (8, True) else order
+def group_size(rotations: int, reflection: bool, scales: int = 0) -> int:
+    """The channels of a homogeneous filter group: as many as there are elements; of D8 only 8, as published.
+
+    `scales` are those besides 1.
+    """
+    turns = rotations * (2 if reflection else 1)
+    return (8 if (rotations, reflection) == (8, True) else turns) * (1 + scales)

@@ -130,6 +130,11 @@ def test_the_names_are_those_of_the_tables() -> None:
     assert [member["enum"] for member in choices["heterogeneous"]["anyOf"][1:]] == [list(pooling.PRESETS)]
 
 
+def test_scales_are_sorted_and_each_is_there_once() -> None:
+    made = Config.model_validate(SMALLEST | {"mode": "R1", "group": {"scales": [2, 0.5, 2.0]}})
+    assert made.group.scales == (0.5, 2.0)
+
+
 def test_settings_cannot_be_written_into() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config.model_validate(SMALLEST).run.seed = 1
@@ -223,6 +228,17 @@ def test_every_setting_has_an_origin_and_a_meaning(tmp_path: Path) -> None:
         ("objective: relative", [], "x.yaml:3: objective: is a section; write its settings below it, indented"),
         ("mode: R5x", [], "x.yaml:3: mode: 'R5x' is no group; write R4, R8 or R<N> with N ≥ 2"),
         ("mode: 8", [], "x.yaml:3: mode: 8 is no group; write R4, R8 or R<N> with N ≥ 2"),
+        ("mode: R1", [], "x.yaml:3: mode: 'R1' is no group; write R4, R8 or R<N> with N ≥ 2, or R1 with group.scales"),
+        (
+            "group: {scales: [0.8, 1]}",
+            [],
+            "x.yaml:3: group.scales: 1 is always among them; leave it out, as in [0.8, 1.25]",
+        ),
+        (
+            "",
+            ["group.scales=[0]"],
+            "command line: group.scales: [0] is not allowed; write a list of numbers ≥ 0.25 and ≤ 4",
+        ),
         ("tot_epochs: 9.5", [], "x.yaml:3: tot_epochs: 9.5 is not allowed; write a whole number ≥ 1"),
         ("tot_epochs: true", [], "x.yaml:3: tot_epochs: true is not allowed; write a whole number ≥ 1"),
         ("beta_weight: -1", [], "x.yaml:3: beta_weight: -1 is not allowed; write a number ≥ 0"),
@@ -258,7 +274,7 @@ def test_every_setting_has_an_origin_and_a_meaning(tmp_path: Path) -> None:
             "",
             ["dataset=rot-mnist"],
             "command line: dataset: 'rot-mnist' is not allowed; "
-            "write digits, rot_mnist, rot_tim, image_folder; did you mean rot_mnist?",
+            "write digits, rot_mnist, scale_mnist, rot_tim, image_folder; did you mean rot_mnist?",
         ),
         ("tot_epochs: 9", [], "cyc_size: a cycle of 70 epochs does not fit into tot_epochs 9; write 9 or fewer"),
         ("low_lr: 1", [], "x.yaml:3: low_lr: 1 is above max_lr 0.005; write one that is not"),
@@ -287,7 +303,7 @@ def test_every_setting_has_an_origin_and_a_meaning(tmp_path: Path) -> None:
         ),
         ("heterogeneous: R4-2-2", [], "'R4-2-2' is not allowed; write true or false or R8-4-2-1, R8-4-2, R4-2-1"),
         ("heterogeneous: 1", [], "x.yaml:3: heterogeneous: 1 is not allowed; write true or false or R8-4-2-1"),
-        ("mode: R1\nmax_lr: x\nfoo: 1", [], "(and 2 more)"),
+        ("mode: R0\nmax_lr: x\nfoo: 1", [], "(and 2 more)"),
         ("", ["beta_weight"], "command line: 'beta_weight' is no setting; write key=value, as in beta_weight=0.1"),
         ("", ["=1"], "command line: '=1' is no setting"),
         ("", ["beta_weight="], "command line: beta_weight= has no value; write beta_weight=null to unset it"),

@@ -14,7 +14,11 @@ from ien.config import Config, load
 
 CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
 COSTED = [path for path in CONFIGS if path.stem != "quickstart"]
-IMAGES = {"rot_mnist": (10_000, 10, 1), "rot_tim": (45_000, 100, 3)}  # to train on, classes, channels
+IMAGES = {
+    "rot_mnist": (10_000, 10, 1),
+    "scale_mnist": (10_000, 10, 1),
+    "rot_tim": (45_000, 100, 3),
+}  # to train on, classes, channels
 
 
 def by_stem(path: Path) -> str:
@@ -36,19 +40,23 @@ def test_every_dataset_and_mode_of_the_published_code_is_there() -> None:
     modes = ("r4", "r8", "r4-2-1", "r8-4-2", "r8-4-2-1")
     wanted = {f"{data}_{mode}" for data in ("rot_mnist", "rot_tim", "rot_tim_vgg") for mode in modes}
     wanted |= {f"{data}_{mode}" for data in ("r2_tim", "r2_tim_vgg") for mode in ("r4", "r8-4-2", "r8-4-2-1")}
-    assert {path.stem for path in CONFIGS} >= wanted | {"quickstart"}
+    assert {path.stem for path in CONFIGS} >= wanted | {"quickstart", "scale_mnist", "scale_mnist_r4"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=by_stem)
 def test_a_config_is_what_its_name_says(path: Path) -> None:
     settings = load(path)
-    data, vgg, groups = re.fullmatch(r"(quickstart|rot_mnist|rot_tim|r2_tim)(_vgg)?_?(.*)", path.stem).groups()  # type: ignore[union-attr]
+    data, vgg, groups = re.fullmatch(
+        r"(quickstart|rot_mnist|scale_mnist|rot_tim|r2_tim)(_vgg)?_?(.*)", path.stem
+    ).groups()  # type: ignore[union-attr]
     assert settings.save_dir == path.stem
     assert settings.dataset == {"quickstart": "digits", "r2_tim": "rot_tim"}.get(data, data)
     assert settings.reflection == (data == "r2_tim")
     assert settings.model == ("VGG" if vgg else "Resnet18" if "tim" in data else "BasicCNN")
     assert settings.heterogeneous == (groups.upper() if "-" in groups else False)
-    assert settings.mode == ("R8" if groups.startswith("r8") and not settings.reflection else "R4")
+    turns = "R1" if (data, groups) == ("scale_mnist", "") else "R4"
+    assert settings.mode == ("R8" if groups.startswith("r8") and not settings.reflection else turns)
+    assert settings.group.scales == ((0.8, 1.25) if data == "scale_mnist" else ())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=by_stem)

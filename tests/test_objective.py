@@ -11,7 +11,7 @@ from ien.errors import InputError
 from ien.groups import Group
 from ien.objective import EquivariantObjective, Terms, Views, warmed_up
 
-GROUPS = [Group(4), Group(4, True), Group(8), Group(8, True), Group(5)]
+GROUPS = [Group(4), Group(4, True), Group(8), Group(8, True), Group(5), Group(4, scales=(0.5, 1.25))]
 CLASSES = 10
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Protocol
 
-from ien.data import digits, image_folder, rot_mnist, rot_tim
+from ien.data import digits, image_folder, rot_mnist, rot_tim, scale_mnist
 from ien.data.loader import Batches, InOrder, fits
 from ien.data.prepared import Dataset, Split
 from ien.data.writing import Plan
@@ -36,6 +36,7 @@ class DatasetModule(Protocol):
 DATASETS: dict[str, DatasetModule] = {
     "digits": digits,
     "rot_mnist": rot_mnist,
+    "scale_mnist": scale_mnist,
     "rot_tim": rot_tim,
     "image_folder": image_folder,
 }
@@ -55,8 +56,8 @@ def open_dataset(
 
     `name` defaults to the data set's folder (rot_tim: "rot_tim", with `reflection` "r2_tim"); image_folder has none.
     `val_split`: training images that are held out for validation: a number of images, a share in (0, 1), 0 for none,
-    None for the data set's default (digits 200, rot_mnist 2,000, others a tenth). Which ones depends on `seed` and
-    their number alone. A set with validation images of its own uses those instead (0 leaves them out).
+    None for the data set's default (digits 200, rot_mnist and scale_mnist 2,000, others a tenth). Which ones depends on
+    `seed` and their number alone. A set with validation images of its own uses those instead (0 leaves them out).
     `verify`: compare every file with the sha256 written at its preparation (about a second per gigabyte).
     Raises `InputError` for an unknown, unprepared or damaged set, and for a `val_split` that cannot be.
     """

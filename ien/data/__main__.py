@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m ien.data rot_mnist --from mnist_rotation_new.zip
   python -m ien.data rot_mnist --from path/to/MNIST/raw          (built from plain MNIST by the same protocol)
   python -m ien.data rot_mnist --download
+  python -m ien.data scale_mnist --from path/to/MNIST/raw
   python -m ien.data rot_tim --from tiny-imagenet-200.zip
   python -m ien.data rot_tim --from tiny-imagenet-200.zip --reflection
   python -m ien.data rot_tim --from ImageNet-rot-masked           (the published folders, taken as they are)

@@ -46,6 +46,23 @@ def read_labels(path: Path) -> np.ndarray:
     return labels
 
 
+def read_both_parts(files: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+    """All of MNIST from the files that `find_idx` gave: images uint8 (N, 1, 28, 28), labels int64 (N,).
+
+    Raises `InputError` naming the file if one is damaged or the two of a part do not belong together.
+    """
+    images, labels = [], []
+    for part in ("train", "t10k"):
+        images.append(read_images(files[f"{part}-images-idx3-ubyte"]))
+        labels.append(read_labels(files[f"{part}-labels-idx1-ubyte"]))
+        if len(images[-1]) != len(labels[-1]):
+            where = files[f"{part}-labels-idx1-ubyte"]
+            raise InputError(f"{where} holds {len(labels[-1])} labels for {len(images[-1])} images; fetch both again")
+    if images[0].shape[1:] != images[1].shape[1:]:
+        raise InputError(f"MNIST's two parts differ in size: {images[0].shape[1:]} and {images[1].shape[1:]} pixels")
+    return np.concatenate(images)[:, None], np.concatenate(labels)
+
+
 def _existing(folder: Path, name: str) -> Path | None:
     # Also `train-images.idx3-ubyte`, as some mirrors spell it.
     spellings = (name, name.replace("-idx", ".idx"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ien.data.amat import SIDE, amat_files, has_amat, read_rows
 from ien.data.arguments import add_common, count, source_path
-from ien.data.idx import find_idx, read_images, read_labels
+from ien.data.idx import find_idx, read_both_parts
 from ien.data.prepared import Dataset, open_prepared, sha256_of
 from ien.data.turning import draws, rotated
 from ien.data.writing import Block, Plan
@@ -100,7 +100,7 @@ def _amat_plan(source: Path, counts: dict[str, int]) -> Plan:
 
 
 def _idx_plan(files: dict[str, Path], counts: dict[str, int], seed: int, interpolation: str) -> Plan:
-    images, labels = _pooled(files)
+    images, labels = read_both_parts(files)
     if sum(counts.values()) > len(labels):
         total = f"{counts['train']} + {counts['test']}"
         raise InputError(f"{total} images are wanted, MNIST here has {len(labels)}; lower --train or --test")
@@ -122,19 +122,6 @@ def _idx_plan(files: dict[str, Path], counts: dict[str, int], seed: int, interpo
         **counts,
     }
     return Plan(NAME, recipe, _CLASSES, counts, images.shape[2], 1, blocks)
-
-
-def _pooled(files: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = [], []
-    for part in ("train", "t10k"):
-        images.append(read_images(files[f"{part}-images-idx3-ubyte"]))
-        labels.append(read_labels(files[f"{part}-labels-idx1-ubyte"]))
-        if len(images[-1]) != len(labels[-1]):
-            where = files[f"{part}-labels-idx1-ubyte"]
-            raise InputError(f"{where} holds {len(labels[-1])} labels for {len(images[-1])} images; fetch both again")
-    if images[0].shape[1:] != images[1].shape[1:]:
-        raise InputError(f"MNIST's two parts differ in size: {images[0].shape[1:]} and {images[1].shape[1:]} pixels")
-    return np.concatenate(images)[:, None], np.concatenate(labels)
 
 
 def _download(root: Path) -> Path:

@@ -120,7 +120,7 @@ def test_an_unprepared_set_is_told_with_its_command(tmp_path: Path) -> None:
         open_dataset("rot_tim", root=tmp_path, reflection=True)
     with pytest.raises(InputError, match="needs the name"):
         open_dataset("image_folder", root=tmp_path)
-    with pytest.raises(InputError, match="'mnist' is unknown; allowed are digits, rot_mnist, rot_tim, image_folder"):
+    with pytest.raises(InputError, match="'mnist' is unknown; allowed are digits, rot_mnist, scale_mnist, rot_tim"):
         open_dataset("mnist", root=tmp_path)
 
 
