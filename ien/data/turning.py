@@ -26,7 +26,7 @@ def draws(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.nd
 def rotated(images: np.ndarray, angles: np.ndarray, interpolation: str = "bilinear") -> np.ndarray:
     """Images uint8 (B, C, S, S) turned counter-clockwise about their centre by angles (B,) in radians; zero outside.
 
-    In float64: in float32 processors differ in the last digits, and fifteen pixels in a million are then rounded otherwise.
+    In float64: in float32 processors differ in the last digits, and one pixel in some 70,000 is then rounded otherwise.
     """
     angle = torch.from_numpy(np.asarray(angles, dtype=np.float64))
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
