@@ -68,3 +68,8 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def unknown(call: Call, why: str) -> Finding:
     """Rows and columns are lost from here on."""
     return Finding(UNKNOWN, call.name, unjudged=why)
+
+
+def times(sides: Iterable[int]) -> str:
+    """`3×3`"""
+    return "×".join(map(str, sides))

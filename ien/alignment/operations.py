@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ien.alignment.calls import Call, Finding, Judge, tensors, unknown
+from ien.alignment.calls import Call, Finding, Judge, tensors, times, unknown
 from ien.alignment.layouts import MAP, UNKNOWN, VECTOR, Layout, mixes, permuted, reduced, reshaped
 from ien.alignment.reading import READING
 
@@ -81,7 +81,7 @@ def _unchanged(call: Call) -> Finding:
 def _reshape(call: Call) -> Finding:
     tensor, layout = _one(call)
     after = reshaped(layout, tensor.shape, call.output.shape)
-    return Finding(after) if after else unknown(call, f"makes one axis of the {_times(_long(tensor, layout))} pixels")
+    return Finding(after) if after else unknown(call, f"makes one axis of the {times(_long(tensor, layout))} pixels")
 
 
 def _long(tensor: Tensor, layout: Layout) -> list[int]:

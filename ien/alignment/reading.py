@@ -5,14 +5,13 @@ Each entry judges one call from its arguments and shapes alone, by the rules of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ien.alignment import rules
-from ien.alignment.calls import Call, Finding, Judge, tensors
+from ien.alignment.calls import Call, Finding, Judge, tensors, times
 from ien.alignment.layouts import MAP, UNKNOWN, Layout, Pair
 
 
@@ -44,32 +43,28 @@ def _reading(call: Call, text: str, shift: Pair, problem: str = "") -> Finding:
     if tensor.ndim != 4:
         return Finding(UNKNOWN, text, unjudged=f"reads {tensor.ndim} dimensions, not (B, C, S, S)")
     if not problem and len(set(_sides(tensor))) > 1:
-        problem = f"reads a map of {_times(_sides(tensor))}, not square"
+        problem = f"reads a map of {times(_sides(tensor))}, not square"
     if not problem and len(set(_sides(result))) > 1:
-        problem = f"gives a map of {_times(_sides(result))}, not square"
+        problem = f"gives a map of {times(_sides(result))}, not square"
     return Finding(layout, text, shift, problem, reads=True)
 
 
-def _times(pair: Iterable[int]) -> str:
-    return "×".join(map(str, pair))
-
-
 def _stencil_text(kernel: Pair, what: str, stride: Pair, dilation: Pair = (1, 1)) -> str:
-    parts = [f"{_times(map(int, kernel))} {what}"]
+    parts = [f"{times(map(int, kernel))} {what}"]
     parts += [f"stride {_short(stride)}"] if stride != (1, 1) else []
     parts += [f"dilation {_short(dilation)}"] if dilation != (1, 1) else []
     return ", ".join(parts)
 
 
 def _short(pair: Pair) -> str:
-    return f"{pair[0]}" if pair[0] == pair[1] else _times(map(int, pair))
+    return f"{pair[0]}" if pair[0] == pair[1] else times(map(int, pair))
 
 
 def _uneven(**pairs: Pair) -> str:
     """Why an operation treats rows and columns differently, if it does."""
     for name, pair in pairs.items():
         if pair[0] != pair[1]:
-            return f"{name} {_times(map(int, pair))} is not the same for rows and columns"
+            return f"{name} {times(map(int, pair))} is not the same for rows and columns"
     return ""
 
 
@@ -112,7 +107,7 @@ def _pool(call: Call) -> Finding:
 def _adaptive_pool(call: Call) -> Finding:
     """Region i reaches from ⌊iS/n⌋ to ⌈(i + 1)S/n⌉: mirrored it is region n - 1 - i, whatever S and n are."""
     result = next(tensors([call.output]))
-    found = _reading(call, f"adaptive pool to {_times(_sides(result))}", (0.0, 0.0))
+    found = _reading(call, f"adaptive pool to {times(_sides(result))}", (0.0, 0.0))
     layout = call.layout(_input(call)[0])
     if max(_sides(result)) > 1 or not (layout and layout.known):
         return found

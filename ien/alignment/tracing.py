@@ -89,11 +89,20 @@ def trace(model: nn.Module, side: int, channels: int = 3) -> Trace:
 
 
 def traced(model: nn.Module, side: int, channels: int, device: str) -> Trace:
-    """`trace` of a network that lies on a device and may be changed."""
+    """`trace` of a network that lies on a device and may be put into eval mode."""
     with torch.device(device):
-        images = torch.zeros(1, channels, side, side)
-        steps, _ = run(model.eval(), images)
+        steps, _ = run(model.eval(), torch.zeros(1, channels, side, side))
     return Trace(side, channels, steps, device)
+
+
+def is_exact(model: nn.Module, side: int, channels: int, device: str) -> bool:
+    """Whether nothing is broken at this size; the first thing that is ends the pass."""
+    try:
+        with torch.device(device):
+            run(model.eval(), torch.zeros(1, channels, side, side), impatient=True)
+    except Exception:  # broken, too small for the layers, or the network wants one size alone
+        return False
+    return True
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -107,14 +116,14 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 
 def run(
-    model: nn.Module, images: Tensor, kernel: Kernel | None = None, seen: Seen | None = None
+    model: nn.Module, images: Tensor, kernel: Kernel | None = None, seen: Seen | None = None, impatient: bool = False
 ) -> tuple[list[Step], list[tuple[str, Tensor, Layout]]]:
     """One forward pass: its steps, and what comes out, by name, with what is known of it.
 
     `kernel` is given every spatial kernel that is learned, and gives the one to use; `seen` is given what each step
-    gave, with its number, and gives what the network goes on with.
+    gave, with its number, and gives what the network goes on with. `impatient`: `Broken` at the first problem.
     """
-    tracer = Tracer({id(buffer) for buffer in model.buffers()}, kernel, seen)
+    tracer = Tracer({id(buffer) for buffer in model.buffers()}, kernel, seen, impatient)
     with torch.inference_mode(), warnings.catch_warnings(), _layers(model, tracer.layers):
         warnings.simplefilter("ignore")  # about the network's own ways
         images = images.clone()
@@ -125,12 +134,16 @@ def run(
     return tracer.steps, outputs
 
 
-class Tracer(TorchDispatchMode):
-    """Sees every operation of a forward pass and notes those that matter."""
+class Broken(Exception):  # noqa: N818
+    """Something breaks exact quarter turns, and that is all that was asked."""
 
-    def __init__(self, fixed: set[int], kernel: Kernel | None, seen: Seen | None):
+
+class Tracer(TorchDispatchMode):
+    """Sees every operation of a forward pass and notes those that matter; `run` says what it is given."""
+
+    def __init__(self, fixed: set[int], kernel: Kernel | None, seen: Seen | None, impatient: bool):
         super().__init__()
-        self.fixed, self.kernel, self.seen = fixed, kernel, seen
+        self.fixed, self.kernel, self.seen, self.impatient = fixed, kernel, seen, impatient
         self.layers: list[str] = []
         self.steps: list[Step] = []
         self.layouts = WeakTensorKeyDictionary()
@@ -189,13 +202,18 @@ class Tracer(TorchDispatchMode):
         if not found.reads:
             return layout
         self._settle(layout, total)
-        if _off(total) and _off(found.shift):
-            self.steps[number].problem = self.steps[number].problem or _told(found.shift)
+        if _off(total) and _off(found.shift) and not found.problem:
+            self.steps[number].problem = _told(found.shift)
+        if self.impatient and (found.problem or _off(total)):
+            raise Broken
         return layout.settled()
 
     def _settle(self, layout: Layout, total: Pair) -> None:
+        """Those that moved the map are named, if what comes next does not read it about the middle."""
         for number in layout.loose if _off(total) else ():
             self.steps[number].problem = _told(self.steps[number].shift)
+        if self.impatient and layout.loose and _off(total):
+            raise Broken
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
