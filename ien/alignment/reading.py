@@ -15,7 +15,6 @@ from ien.alignment.calls import Call, Finding, Judge, tensors, times
 from ien.alignment.layouts import MAP, UNKNOWN, Layout, Pair
 
 
-
 def _pair(value: Any) -> tuple[Any, Any]:
     values = list(value) if isinstance(value, list | tuple) else [value]
     return (values[0], values[-1])

@@ -7,9 +7,9 @@ around
 
     -before + d(k - 1)/2 + s·i,    i = 0 … n - 1.
 
-`shift` is the mean of these minus (S - 1)/2, in pixels of the input: zero if and only if the grid is kept. With p pixels
-of padding on both sides, and n as PyTorch computes it, that is (S + 2p - d(k - 1) - 1) mod s = 0. (The one exception:
-a kernel that reads padding alone keeps every grid.)
+`shift` is the mean of these minus (S - 1)/2, in pixels of the input: zero if and only if the grid is kept. With p
+pixels of padding on both sides, and n as PyTorch computes it, that is (S + 2p - d(k - 1) - 1) mod s = 0. (The one
+exception: a kernel that reads padding alone keeps every grid.)
 """
 
 from __future__ import annotations

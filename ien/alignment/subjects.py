@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -108,7 +107,7 @@ def _check(library: str, name: str, known: Iterable[str]) -> None:
 def _of_ones_own(name: str) -> nn.Module:
     """`package.module:function`, looked for from the current folder too; the function gives the network."""
     module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     try:
         made: Any = importlib.import_module(module)
         for part in function.split("."):

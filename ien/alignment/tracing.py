@@ -123,7 +123,7 @@ def run(
     `kernel` is given every spatial kernel that is learned, and gives the one to use; `seen` is given what each step
     gave, with its number, and gives what the network goes on with. `impatient`: `Broken` at the first problem.
     """
-    tracer = Tracer({id(buffer) for buffer in model.buffers()}, kernel, seen, impatient)
+    tracer = Tracer(kernel, seen, impatient)
     with torch.inference_mode(), warnings.catch_warnings(), _layers(model, tracer.layers):
         warnings.simplefilter("ignore")  # about the network's own ways
         images = images.clone()
@@ -141,30 +141,37 @@ class Broken(Exception):  # noqa: N818
 class Tracer(TorchDispatchMode):
     """Sees every operation of a forward pass and notes those that matter; `run` says what it is given."""
 
-    def __init__(self, fixed: set[int], kernel: Kernel | None, seen: Seen | None, impatient: bool):
+    def __init__(self, kernel: Kernel | None, seen: Seen | None, impatient: bool):
         super().__init__()
-        self.fixed, self.kernel, self.seen, self.impatient = fixed, kernel, seen, impatient
+        self.kernel, self.seen, self.impatient = kernel, seen, impatient
         self.layers: list[str] = []
         self.steps: list[Step] = []
         self.layouts = WeakTensorKeyDictionary()
+        self.learned = WeakTensorKeyDictionary()  # made of parameters alone, as standardised kernels are
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.rpartition("::")[2]
-        if self.kernel and name in ("conv2d", "conv_transpose2d", "convolution") and id(args[1]) not in self.fixed:
+        if self.kernel and name in ("conv2d", "conv_transpose2d", "convolution") and self._is_learned(args[1]):
             args = (args[0], self.kernel(args[1]), *args[2:])
         output = func(*args, **kwargs)
         call = Call(name, _bound(func, args, kwargs), output, self.known)
         if call.maps and any(True for _ in tensors([output])):
             output = self._judged(call, torch.Tag.pointwise in func.tags)
+        elif any(map(self._is_learned, call.constants)):
+            for tensor in tensors([output]):
+                self.learned[tensor] = True
         return output
 
     def known(self, tensor: Any) -> Layout | None:
         """What is known of a tensor; None if it does not depend on the image."""
         found: Layout | None = self.layouts.get(tensor)
         return found
+
+    def _is_learned(self, tensor: Any) -> bool:
+        return isinstance(tensor, nn.Parameter) or tensor in self.learned
 
     def left(self, tensor: Tensor) -> Layout:
         """What is known of an output: what was moved and not moved back is named now."""
@@ -247,13 +254,16 @@ def _outputs(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
 def _layers(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """While this is open, the layer that is being computed stands last on the stack."""
 
+    def entered(name: str) -> Callable[..., None]:
+        return lambda *_: stack.append(name)
+
     def left(*_: Any) -> None:
         stack.pop()
 
     hooks = []
     for name, layer in model.named_modules():
-        entered = lambda *_, name=name or type(model).__name__: stack.append(name)  # noqa: E731
-        hooks += [layer.register_forward_pre_hook(entered), layer.register_forward_hook(left, always_call=True)]
+        hooks.append(layer.register_forward_pre_hook(entered(name or type(model).__name__)))
+        hooks.append(layer.register_forward_hook(left, always_call=True))
     try:
         yield
     finally:
