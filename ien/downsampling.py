@@ -6,8 +6,8 @@ what it gives with a binomial filter, and skips pixels only then.
 
 Which filter keeps the middle where it is depends on the map: from L pixels to n = ⌈L/s⌉, a filter of f pixels does if
 and only if f ≡ L - s(n - 1) mod 2 (`ien.alignment.rules`). With s = 2 that is an odd filter on odd sides and an even
-one on even sides. So a `BlurPool2d` has both, [1 2 1] and [1 3 3 1], and takes the one that fits the map it is given: it
-keeps exact quarter turns at *every* size, and gives as many pixels as the strided layer did.
+one on even sides. So a `BlurPool2d` has both, [1 2 1] and [1 3 3 1], and takes the one that fits the map it is given:
+it keeps exact quarter turns at *every* size, and gives as many pixels as the strided layer did.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class Finding:
     `layout`: where they lie in what it gives. `text`: the operation in words; empty if it moves no pixel. `shift`: see
     `ien.alignment.rules`, of rows and of columns, in pixels of its input. `problem`: another reason why it breaks
     quarter turns. `unjudged`: why nothing can be said. `reads`: whether it reads all pixels, so that those must lie
-    about the middle now. `scale`: for what crops, pads or skips alone, the pixels of its input that one of its output
-    is apart.
+    about the middle now. `pads`: whether it adds pixels to rows, to columns. `scale`: for what crops, pads or skips
+    alone, the pixels of its input that one of its output is apart.
     """
 
     layout: Layout
@@ -50,6 +50,7 @@ class Finding:
     problem: str = ""
     unjudged: str = ""
     reads: bool = False
+    pads: tuple[bool, bool] = (False, False)
     scale: Pair | None = None
 
 

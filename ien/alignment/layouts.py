@@ -17,9 +17,9 @@ Pair = tuple[float, float]  # of rows, of columns
 class Layout:
     """What is known of a tensor that depends on the image.
 
-    `rows`, `columns`: their axes, None where there is none (any more). `shift`: how far the map's middle lies from the
-    middle of the map that the last padding or slices, the steps `loose`, have changed, in pixels: they break nothing as
-    long as the next operation reads the map symmetrically again.
+    `rows`, `columns`: their axes, None where there is none (any more). `shift`: how far the map's middle lies from
+    where it was before the steps `loose`, uneven padding or slices, in pixels of this map. They break nothing if the
+    next operation that reads the map does so about the former middle, without padding more.
     """
 
     rows: int | None = -2

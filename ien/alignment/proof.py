@@ -106,21 +106,21 @@ def _measured(
 ) -> tuple[tuple[Errors | None, ...], dict[str, Errors]]:
     """One pass: the errors of all steps and outputs. After a step that is `mended` the moved copies are exact."""
     errors: dict[int, Errors] = {}
-    loose: set[int] = set()
+    between: set[int] = set()
 
     def seen(number: int, maps: Tensor, layout: Layout) -> Tensor:
-        turnable = layout.known and len(layout.axes) == 2
-        nonlocal loose
-        if turnable:
-            errors[number] = _errors(maps, layout)
-            loose |= {number} if layout.shift != (0.0, 0.0) else set()
-        square = turnable and maps.shape[layout.axes[0]] == maps.shape[layout.axes[1]]
+        if not layout.known or len(layout.axes) < 2:
+            return maps
+        square = maps.shape[layout.axes[0]] == maps.shape[layout.axes[1]]
+        errors[number] = _errors(maps, layout)
+        if layout.shift != (0.0, 0.0) or not square:
+            between.add(number)
         return _mended(maps, layout) if number in mended and square else maps
 
     steps, outputs = run(model, images, averaged, seen)
     assert len(steps) == len(trace.steps), "the network does something else with other images"
-    # What was moved and then moved back lies off the middle in between, which is no error.
-    kept = [errors.get(n) if step.problem or n not in loose else None for n, step in enumerate(steps)]
+    # What was padded or cut and is not read yet lies off the middle, or has rows alone: that is no error yet.
+    kept = [errors.get(n) if step.problem or n not in between else None for n, step in enumerate(steps)]
     return tuple(kept), {name: _errors(output, layout) for name, output, layout in outputs}
 
 

@@ -14,6 +14,12 @@ from ien.alignment import rules
 from ien.alignment.calls import Call, Finding, Judge, tensors, times
 from ien.alignment.layouts import MAP, UNKNOWN, Layout, Pair
 
+EDGES = (1, 1)  # what lies beyond the edge is made up, as by padding
+
+
+def _any(padding: Pair) -> tuple[bool, bool]:
+    return padding[0] > 0, padding[1] > 0
+
 
 def _pair(value: Any) -> tuple[Any, Any]:
     values = list(value) if isinstance(value, list | tuple) else [value]
@@ -31,7 +37,7 @@ def _input(call: Call) -> tuple[Tensor, Layout]:
     return tensor, layout if layout.known and layout.axes == (-2, -1) else MAP
 
 
-def _reading(call: Call, text: str, shift: Pair, problem: str = "") -> Finding:
+def _reading(call: Call, text: str, shift: Pair, problem: str = "", padding: Pair = (0, 0)) -> Finding:
     tensor, layout = _input(call)
     before = call.layout(tensor)
     result = next(tensors([call.output]))
@@ -45,7 +51,7 @@ def _reading(call: Call, text: str, shift: Pair, problem: str = "") -> Finding:
         problem = f"reads a map of {times(_sides(tensor))}, not square"
     if not problem and len(set(_sides(result))) > 1:
         problem = f"gives a map of {times(_sides(result))}, not square"
-    return Finding(layout, text, shift, problem, reads=True)
+    return Finding(layout, text, shift, problem, reads=True, pads=_any(padding))
 
 
 def _stencil_text(kernel: Pair, what: str, stride: Pair, dilation: Pair = (1, 1)) -> str:
@@ -78,7 +84,8 @@ def _convolution(call: Call) -> Finding:
     sides = zip(_sides(_input(call)[0]), _sides(call.output), kernel, stride, dilation, padding, strict=True)
     rows, columns = (rule(*numbers) for numbers in sides)
     text = _stencil_text(kernel, "transposed convolution" if transposed else "convolution", stride, dilation)
-    return _reading(call, text, (rows, columns), _uneven(kernel=kernel, stride=stride, dilation=dilation))
+    uneven = _uneven(kernel=kernel, stride=stride, dilation=dilation)
+    return _reading(call, text, (rows, columns), uneven, EDGES if transposed or given["padding"] == "same" else padding)
 
 
 def _before(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, int]:
@@ -100,7 +107,7 @@ def _pool(call: Call) -> Finding:
     rows, columns = (rules.stencil_shift(*numbers) for numbers in sides)
     what = "max-pool" if call.name.startswith("max") else "average pool"
     text = _stencil_text(kernel, what, stride, dilation) + (", ceil_mode" if given["ceil_mode"] else "")
-    return _reading(call, text, (rows, columns), _uneven(kernel=kernel, stride=stride, dilation=dilation))
+    return _reading(call, text, (rows, columns), _uneven(kernel=kernel, stride=stride, dilation=dilation), padding)
 
 
 def _adaptive_pool(call: Call) -> Finding:
@@ -125,7 +132,7 @@ def _interpolation(call: Call) -> Finding:
         for before, after, scale in zip(_sides(tensor), _sides(call.output), scales, strict=True)
     )
     mode = "nearest" if nearest else "bicubic" if "bicubic" in call.name else "bilinear"
-    return _reading(call, f"{mode} interpolation", (rows, columns))
+    return _reading(call, f"{mode} interpolation", (rows, columns), padding=EDGES)
 
 
 def _padding(call: Call) -> Finding:
@@ -139,7 +146,7 @@ def _padding(call: Call) -> Finding:
     rows, columns = (pairs.get(axis, (0, 0)) if axis is not None else (0, 0) for axis in (layout.rows, layout.columns))
     text = f"padding {rows[0]}+{rows[1]}" + (f", {columns[0]}+{columns[1]}" if columns != rows else "")
     shift = ((rows[1] - rows[0]) / 2, (columns[1] - columns[0]) / 2)
-    return Finding(layout, text, shift, scale=(1.0, 1.0))
+    return Finding(layout, text, shift, pads=_any((max(rows), max(columns))), scale=(1.0, 1.0))
 
 
 def _slice(call: Call) -> Finding:

@@ -201,6 +201,11 @@ class Tracer(TorchDispatchMode):
 
     def _after(self, found: Finding, number: int) -> Layout:
         layout = found.layout
+        # Beyond the edges of a map that was padded or cropped unevenly lie different things.
+        edge = (layout.shift[0] * found.pads[0], layout.shift[1] * found.pads[1])
+        if _off(edge):
+            self._settle(layout, edge)
+            layout = layout.settled()
         total = (layout.shift[0] + found.shift[0], layout.shift[1] + found.shift[1])
         if found.scale:
             loose = (*layout.loose, number) if _off(found.shift) else layout.loose

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ien.alignment.calls import times
 from ien.alignment.sizes import nearest_size
 from ien.alignment.tracing import trace
 from ien.groups import Group
@@ -22,7 +23,8 @@ def alignment_warning(model: nn.Module, side: int, channels: int, group: Group, 
     if not found or not found.broken:
         return None
     first, others = found.broken[0], len(found.broken) - 1
-    who = f"{first.layer} ({first.operation})" + (f" and {others} more break" if others else " breaks")
+    who = f"{first.layer} ({first.operation}, on a map of {times(first.before)})"
+    who += f" and {others} more break" if others else " breaks"
     turns = "quarter turns" if any(element.quarter_turns % 2 for element in exact) else "half turns"
     near = nearest_size(model, found, REACH)
     advice = f"{near}×{near} is exact" if near else f"no size within {REACH} pixels is exact"
