@@ -74,7 +74,7 @@ def _one(call: Call) -> tuple[Tensor, Layout]:
 
 
 def _unchanged(call: Call) -> Finding:
-    """Also norms whose statistics run over all pixels and whose weights belong to channels."""
+    """Also norms whose statistics run over all pixels, and whatever has weights by channel."""
     return Finding(_one(call)[1])
 
 
@@ -164,7 +164,7 @@ def _linear(call: Call) -> Finding:
 SPATIAL = frozenset(READING.values())
 OPERATIONS: dict[str, Judge] = {
     **READING,
-    **dict.fromkeys(["batch_norm", "instance_norm", "group_norm", "channel_shuffle"], _unchanged),
+    **dict.fromkeys(["batch_norm", "instance_norm", "group_norm", "channel_shuffle", "prelu"], _unchanged),
     **dict.fromkeys(["dropout", "dropout_", "feature_dropout", "expand", "expand_as"], _unchanged),
     **dict.fromkeys(["contiguous", "to", "_to_copy", "detach", "alias", "type_as"], _unchanged),
     **dict.fromkeys(["zeros_like", "ones_like", "fill_", "zero_"], _unchanged),
@@ -174,7 +174,7 @@ OPERATIONS: dict[str, Judge] = {
     **dict.fromkeys(["logsumexp", "linalg_vector_norm", "norm"], _reduction),
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
     **dict.fromkeys(["softmax", "log_softmax", "glu", "chunk", "split", "split_with_sizes"], _along),
-    **dict.fromkeys(["hardswish", "hardswish_", "prelu", "masked_fill", "copy_", "where", "rrelu"], _pointwise),
+    **dict.fromkeys(["hardswish", "hardswish_", "masked_fill", "copy_", "where", "rrelu"], _pointwise),
     **dict.fromkeys(["cat", "concat", "concatenate"], _cat),
     "stack": _stack,
     **dict.fromkeys(["select", "unbind"], _unbind),

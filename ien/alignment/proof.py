@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ien.alignment.layouts import Layout
 from ien.alignment.tracing import Trace, run
+from ien.errors import InputError
 from ien.groups import Element, Group
 
 D4 = Group(4, reflection=True)
@@ -61,7 +62,10 @@ def largest(errors: Errors) -> float:
 
 
 def prove(model: nn.Module, trace: Trace, seed: int = 0) -> Proof:
-    """Measure a traced network at the size of its trace. The network is copied and stays as it is."""
+    """Measure a traced network at the size of its trace. The network is copied and stays as it is.
+
+    Raises `InputError` for one whose operations depend on what the image shows.
+    """
     model = copy.deepcopy(model).cpu()
     with _double(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -118,7 +122,11 @@ def _measured(
         return _mended(maps, layout) if number in mended and square else maps
 
     steps, outputs = run(model, images, averaged, seen)
-    assert len(steps) == len(trace.steps), "the network does something else with other images"
+    if [step.operation for step in steps] != [step.operation for step in trace.steps]:
+        raise InputError(
+            f"{type(model).__name__} does something else with other images ({len(steps)} operations on pixels, not "
+            f"{len(trace.steps)}); it cannot be measured: take out what depends on the image"
+        )
     # What was padded or cut and is not read yet lies off the middle, or has rows alone: that is no error yet.
     kept = [errors.get(n) if step.problem or n not in between else None for n, step in enumerate(steps)]
     return tuple(kept), {name: _errors(output, layout) for name, output, layout in outputs}

@@ -124,7 +124,7 @@ def run(
     gave, with its number, and gives what the network goes on with. `impatient`: `Broken` at the first problem.
     """
     tracer = Tracer(kernel, seen, impatient)
-    with torch.inference_mode(), warnings.catch_warnings(), _layers(model, tracer.layers):
+    with torch.inference_mode(), warnings.catch_warnings(), _layers(model, tracer.layers), _one_way():
         warnings.simplefilter("ignore")  # about the network's own ways
         images = images.clone()
         tracer.layouts[images] = MAP
@@ -253,6 +253,17 @@ def _outputs(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(output, dict):
         for key, part in output.items():
             yield from _outputs(part, f"{name}[{key!r}]")
+
+
+@contextmanager
+def _one_way() -> Iterator[None]:
+    """Attention is computed the same way with weights and without."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
