@@ -26,6 +26,7 @@ LAYERS: list[Callable[[], nn.Module]] = [
     lambda: nn.MaxPool2d(3, 2, 1),
     lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
     lambda: nn.MaxPool2d(2, 2, ceil_mode=True),
+    lambda: nn.MaxPool2d(2, 3, ceil_mode=True),
     lambda: nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
     lambda: nn.AvgPool2d(3, 2, 1),
 ]

@@ -41,6 +41,8 @@ def test_padding_by_name(kernel: int) -> None:
     """`same` puts one pixel more at the end where the kernel is even."""
     assert agreed(nn.Conv2d(2, 2, kernel, padding="same"), 9) == (kernel % 2 == 1)
     assert agreed(nn.Conv2d(2, 2, kernel, padding="valid"), 9)
+    shift = 0.0 if kernel % 2 else 0.5
+    assert verdicts(nn.Conv2d(2, 2, kernel, padding="same"), 9)[0].steps[0].shift == (shift, shift)
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
@@ -116,7 +118,9 @@ def test_slices() -> None:
     assert not agreed(lambda maps: maps[:, :, 1:, 1:], 9)
     assert agreed(lambda maps: F.avg_pool2d(maps[:, :, 1:, 1:], 2), 10)  # the first row is cut, the last not read
     assert not agreed(lambda maps: maps[:, :, 1:] + maps[:, :, :-1], 9)
+    assert not agreed(lambda maps: maps[:, :, 1:-1, 1:-1] + maps[:, :, 2:, 2:], 9)
     assert agreed(lambda maps: maps[:, 1:], 9)
+    assert agreed(lambda maps: F.max_pool2d(maps.permute(0, 2, 3, 1).mean(-1)[:, None], 2), 8)
     assert agreed(lambda maps: maps.narrow(2, 1, 7).narrow(3, 1, 7), 9)
 
 
@@ -128,6 +132,7 @@ def test_slices() -> None:
         nn.AvgPool2d((3, 1), 1),
         nn.AdaptiveAvgPool2d((3, 5)),
         nn.ZeroPad2d((1, 1, 0, 0)),
+        nn.Sequential(nn.ZeroPad2d((1, 1, 0, 0)), nn.AdaptiveAvgPool2d(4)),
     ],
 )
 def test_what_treats_rows_and_columns_differently_breaks_quarter_turns(layer: nn.Module) -> None:
