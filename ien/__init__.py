@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ien.downsampling import BlurPool2d as BlurPool2d
+    from ien.downsampling import antialias as antialias
     from ien.groups import Element as Element
     from ien.groups import Group as Group
     from ien.metrics import equivariance_sums as equivariance_sums
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BlurPool2d": "ien.downsampling",
+    "antialias": "ien.downsampling",
     "Element": "ien.groups",
     "Group": "ien.groups",
     "equivariance_sums": "ien.metrics",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ien import build, checkpoint, config, distributed, evaluate, ledger, stopping
+from ien.alignment.warning import alignment_warning
 from ien.build import Parts
 from ien.config import Config
 from ien.distributed import Processes
@@ -169,6 +170,9 @@ def _described(parts: Parts, folder: Folder, everyone: list[dict[str, Any]]) -> 
             f"warning: a process on {short['host']} sees {short['cpus']} CPUs for itself and {readers} data-loader "
             "workers; ask for more with launch.cpus_per_task, or write data.workers=0"
         )
+    if settings.beta_weight > 0:
+        side, group = build.image_side(settings), parts.engine.objective.group
+        lines += filter(None, [alignment_warning(parts.tapped.model, side, data.channels, group, str(folder.path))])
     return "\n".join(lines)
 
 

@@ -1,0 +1,124 @@
+"""Which network is meant? (a config, a run folder, a name of the paper's, of torchvision's or timm's, one's own)
+
+Weights play no part, so that nothing is downloaded, and the paper's networks are taken at their least width.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ien import build, config
+from ien.config import Config
+from ien.errors import InputError
+from ien.models import MODELS
+from ien.pooling import ChannelMaxPool
+
+CLASSES = 10
+GREY = ("digits", "rot_mnist")  # data sets of one channel
+
+
+class Subject(NamedTuple):
+    """A network, the channels of its images, and the side of those it was made for, where that is known."""
+
+    name: str
+    model: nn.Module
+    channels: int
+    side: int | None
+
+
+def subject(name: str, channels: int | None) -> Subject:
+    """The network of this name. Raises `InputError`, with what is allowed, if there is none."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.yaml"
+        if not path.exists():
+            raise InputError(f"{name} is no run folder (it holds no config.yaml); name a config, or a run folder")
+    if path.suffix in (".yaml", ".yml"):
+        return _configured(name, config.load(path), channels)
+    if name in MODELS:
+        return _of_the_paper(name, name, ChannelMaxPool([4]), channels or (1 if name == "BasicCNN" else 3))
+    library, _, rest = name.partition("/")
+    if library in LIBRARIES and rest:
+        return Subject(name, LIBRARIES[library](rest, channels or 3), channels or 3, None)
+    if ":" in name:
+        return Subject(name, _of_ones_own(name), channels or 3, None)
+    known = f"{', '.join(MODELS)}, torchvision/NAME, timm/NAME, MODULE:FUNCTION, a config or a run folder"
+    near = difflib.get_close_matches(name, MODELS, n=1)
+    raise InputError(f"{name!r} names no network; {f'did you mean {near[0]}? ' if near else ''}write {known}")
+
+
+def _configured(name: str, settings: Config, channels: int | None) -> Subject:
+    pool = build.make_pool(settings, build.make_group(settings))
+    channels = channels or (1 if settings.dataset in GREY else 3)
+    kernels = {"published_kernels": True} if settings.network.published_kernels else {}
+    return _of_the_paper(name, settings.model, pool, channels, build.image_side(settings), **kernels)
+
+
+def _of_the_paper(
+    name: str, model: str, pool: ChannelMaxPool, channels: int, side: int | None = None, **kernels: bool
+) -> Subject:
+    network = MODELS[model].build(pool.multiple, pool, CLASSES, channels, **kernels)
+    return Subject(name, network, channels, side or network.image_side)
+
+
+def _torchvision(name: str, channels: int) -> nn.Module:
+    from torchvision import models
+
+    if channels != 3:
+        raise InputError(f"--channels {channels}: torchvision's networks see 3; leave it out")
+    _check("torchvision", name, models.list_models())
+    for more in ({"weights_backbone": None}, {"init_weights": False}, {}):  # no download, no slow initialisation
+        try:
+            network: nn.Module = models.get_model(name, weights=None, **more)
+            return network
+        except TypeError:  # not every network has these
+            continue
+    raise AssertionError(name)
+
+
+def _timm(name: str, channels: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise InputError('timm is not installed; type: pip install -e ".[timm]"') from None
+    _check("timm", name, timm.list_models())
+    network: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels)
+    return network
+
+
+LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _check(library: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{library}.list_models() shows them"
+        raise InputError(f"{library} has no network {name!r}; {hint}")
+
+
+def _of_ones_own(name: str) -> nn.Module:
+    """`package.module:function`, looked for from the current folder too; the function gives the network."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made: Any = importlib.import_module(module)
+        for part in function.split("."):
+            made = vars(made)[part]
+    except ImportError as error:
+        raise InputError(f"{name}: {error}; write MODULE:FUNCTION, as in an import") from error
+    except KeyError:
+        raise InputError(f"{name}: {module} has no {function!r}; name a function that gives a network") from None
+    finally:
+        sys.path.pop(0)
+    network = made if isinstance(made, nn.Module) else made()
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} gives {type(network).__name__}, no torch.nn.Module; name one that does")
+    return network
