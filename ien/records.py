@@ -1,4 +1,4 @@
-"""What did a finished run learn, in figures?"""
+"""What is written down of a pass, and of a finished run?"""
 
 from __future__ import annotations
 
