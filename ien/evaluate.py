@@ -1,0 +1,320 @@
+"""How accurate and how equivariant are trained networks? (`python -m ien.evaluate RUN …`: figures, pictures, a page)
+
+report.json    every figure
+report.html    the same for people, in one file
+*.png          the pictures of the page
+tensorboard/   the same for TensorBoard; curves over the angle have degrees for steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ien import build, distributed, environment, trained
+from ien.comparison import compared, labels
+from ien.config import hyperparameters
+from ien.distributed import Processes
+from ien.errors import InputError, OneLineParser, told_in_one_line
+from ien.groups import Group
+from ien.report import LOCAL_IMAGES, MAP_IMAGES, Plan, Subject, common_group, measured
+from ien.report_page import page
+from ien.tracking import progress, write_json, write_report, write_text
+from ien.trained import Trained
+
+FORMAT = 1  # of report.json
+JSON, HTML = "report.json", "report.html"
+Report = dict[str, Any]
+Pictures = dict[str, tuple[bytes, str]]  # by file name: PNG and caption
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    with told_in_one_line():
+        given = _parser().parse_args(arguments)
+        try:
+            with distributed.processes(given.device) as processes:
+                print(run(given, processes))
+        except KeyboardInterrupt:
+            print("\ninterrupted; nothing of the report was written", file=sys.stderr)
+            sys.exit(130)
+
+
+def run(given: argparse.Namespace, processes: Processes) -> str:
+    """Load, measure, draw and write; returns what the screen gets. Raises `InputError`."""
+    if not given.no_pictures:
+        _refuse_without_matplotlib()
+    networks = _networks(given, processes)
+    out = given.out or (Path(networks[0].origin["run"]) if given.runs and len(networks) == 1 else Path()) / "report"
+    _refuse_foreign(out, [network.origin for network in networks])
+    plan = _plan(networks, given)
+    report = _report(networks, plan, given.split, processes)
+    if given.peer:
+        _add_peer(report, networks[0], plan, given.split)
+    report["comparison"] = compared(report["runs"])
+    pictures = {} if given.no_pictures else _pictures(report, networks, plan.group, given)
+    _write(out, report, pictures)
+    return _told(report, out)
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m ien.evaluate",
+        description="Measure how accurate and how equivariant trained networks are: figures, pictures and a page.",
+        epilog="example: python -m ien.evaluate runs/beta_1 runs/beta_0 --out compared",
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="folders of finished runs; or data.key=value, where data are"
+    )
+    parser.add_argument("--config", type=Path, help="with --weights: the settings of bare weights")
+    parser.add_argument("--weights", type=Path, help="a state_dict or checkpoint (.pt, .safetensors)")
+    parser.add_argument(
+        "--images", default=2000, type=_count, metavar="N", help="how many (default 2000; 0 or all: all)"
+    )
+    parser.add_argument("--split", default="test", choices=("test", "val"), help="default: test")
+    parser.add_argument(
+        "--mirrored", action="store_true", help="mirrored copies too; groups with reflections have them"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/report for one run, else report")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU where there is one"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="figures and page alone (needs no matplotlib)")
+    parser.add_argument(
+        "--image", default=0, type=int, metavar="I", help="which image the pictures show (default: the first)"
+    )
+    parser.add_argument(
+        "--peer", choices=("escnn",), help="a steerable network of the same group beside them, untrained"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if text == "all":
+        return 0
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of images; write 0, all, or a whole number")
+    return int(text)
+
+
+def _networks(given: argparse.Namespace, processes: Processes) -> list[Trained]:
+    """All that are asked for, under names of their own."""
+    overrides = [word for word in given.runs if "=" in word]
+    folders = [Path(word) for word in given.runs if "=" not in word]
+    given.runs = folders
+    if bool(given.config) != bool(given.weights) or bool(folders) == bool(given.weights):
+        raise InputError("give the folders of finished runs, or --config FILE and --weights FILE")
+    if given.weights:
+        return [trained.of_weights(given.config, given.weights, processes, overrides)]
+    repeated = [str(path) for path, times in Counter(path.resolve() for path in folders).items() if times > 1]
+    if repeated:
+        raise InputError(f"{repeated[0]} is given more than once; give each run once")
+    networks = [trained.of_run(path, processes, overrides) for path in folders]
+    first = networks[0].parts.data
+    for network in networks:
+        if network.parts.data.fingerprint != first.fingerprint:
+            other = f"{network.parts.data.name} in {network.name}"
+            raise InputError(f"{first.name} in {networks[0].name}, {other}: runs of other data do not compare")
+    return _named_apart(networks)
+
+
+def _named_apart(networks: Sequence[Trained]) -> list[Trained]:
+    """Runs of one name in several folders are called by the folder too."""
+    depth = 1
+    paths = [Path(network.origin["run"]) for network in networks]
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [network.called("/".join(path.parts[-depth:])) for network, path in zip(networks, paths, strict=True)]
+
+
+def _plan(networks: Sequence[Trained], given: argparse.Namespace) -> Plan:
+    """What is measured, the same of all networks."""
+    available = min(len(_split(network, given.split)) for network in networks)
+    if not available:
+        raise InputError(f"--split {given.split}: there are no such images; write --split test")
+    group = common_group([build.make_group(network.settings) for network in networks])
+    return Plan(group, min(given.images or available, available), given.mirrored or group.reflection)
+
+
+def _split(network: Trained, split: str) -> Any:
+    return network.parts.data.test if split == "test" else network.parts.data.val
+
+
+def _subject(network: Trained, split: str) -> Subject:
+    whole = _split(network, split)
+    return Subject(
+        network.parts.tapped, lambda limit: network.parts.in_order(whole, limit), len(whole), network.parts.data.classes
+    )
+
+
+def _report(networks: Sequence[Trained], plan: Plan, split: str, processes: Processes) -> Report:
+    made = environment.describe(processes.device)
+    del made["variables"]
+    settings = [hyperparameters(network.settings) for network in networks]
+    return {
+        "format": FORMAT,
+        "origin": [network.origin for network in networks],
+        "made": {"time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), **made},
+        "measured": {
+            "dataset": networks[0].parts.data.name,
+            "split": split,
+            "images": plan.images,
+            "of": len(_split(networks[0], split)),
+            "map_images": min(plan.images, MAP_IMAGES),
+            "local_images": min(plan.images, LOCAL_IMAGES),
+            "group": plan.group.name,
+            "mirrored": plan.mirrored,
+        },
+        "runs": [
+            {
+                "name": network.name,
+                "label": label,
+                "weights_sha256": network.digest,
+                "settings": one,
+                "parameters": sum(p.numel() for p in network.parts.tapped.parameters()),
+                **_measure(network.name, _subject(network, split), plan),
+            }
+            for network, one, label in zip(networks, settings, labels(settings), strict=True)
+        ],
+    }
+
+
+def _measure(name: str, subject: Subject, plan: Plan) -> dict[str, Any]:
+    return measured(subject, plan, lambda what, batches: progress(f"{name}: {what}", batches))
+
+
+def _add_peer(report: Report, beside: Trained, plan: Plan, split: str) -> None:
+    """An untrained steerable network, measured on the same images by the same code."""
+    from ien import peer
+
+    own = _subject(beside, split)
+    batch = next(iter(own.images(1)))[0]
+    network = peer.steerable(plan.group, len(own.classes), batch.shape[1], seed=beside.settings.run.seed)
+    subject = Subject(network.to(batch.device).eval(), own.images, own.total, own.classes)
+    name = f"escnn {plan.group.name}"
+    report["runs"].append(
+        {
+            "name": name,
+            "label": "steerable, untrained",
+            "untrained": True,
+            "weights_sha256": None,
+            "settings": {"peer": "escnn", "run.seed": beside.settings.run.seed},
+            "parameters": sum(p.numel() for p in network.parameters()),
+            **_measure(name, subject, plan),
+        }
+    )
+
+
+def _pictures(report: Report, networks: Sequence[Trained], group: Group, given: argparse.Namespace) -> Pictures:
+    """The curves of all runs, and for the first run of each row what its layers see."""
+    from ien import gallery, plots, plots_images
+
+    what, runs = report["measured"], {run["name"]: run for run in report["runs"]}
+    curves = plots.curves(report["comparison"], runs, what["images"], what["split"])
+    pictures = {name: (picture, plots.CAPTIONS[name]) for name, picture in curves.items()}
+    first = {row["runs"][0]: row["label"] for row in report["comparison"][: plots.MOST]}
+    for network in networks:
+        if network.name not in first:
+            continue
+        tapped, name = network.parts.tapped, f"{network.name} ({first[network.name]})"
+        image = _image(network, given.split, given.image)
+        seen = plots_images.draw_stabilised(name, gallery.stabilised(tapped, image, group))
+        pictures[f"stabilised_{_slug(network.name)}.png"] = (seen, f"{name}: {plots_images.STABILISED}")
+        if (kernels := gallery.first_filters(tapped)) is not None:
+            drawn = plots_images.draw_filters(name, kernels)
+            pictures[f"filters_{_slug(network.name)}.png"] = (drawn, f"{name}: {plots_images.FILTERS}")
+    return pictures
+
+
+def _image(network: Trained, split: str, place: int) -> Any:
+    whole = _split(network, split)
+    if not 0 <= place < len(whole):
+        raise InputError(f"--image {place}: there are {len(whole)} images; write 0 to {len(whole) - 1}")
+    return next(iter(network.parts.in_order(whole.take([place]))))[0]
+
+
+def _write(out: Path, report: Report, pictures: Pictures) -> None:
+    """The figures first: whatever happens later, the folder then says whose it is."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / JSON, report)
+        for stale in out.glob("*.png"):
+            stale.unlink()
+        for name, (picture, _) in pictures.items():
+            (out / name).write_bytes(picture)
+        write_text(out / HTML, page(report, pictures))
+        for run in report["runs"]:
+            write_report(out / "tensorboard" / _slug(run["name"]), _scalars(run), {})
+        write_report(out / "tensorboard", [], {name: picture for name, (picture, _) in pictures.items()})
+    except OSError as error:
+        raise InputError(f"cannot write into {out}: {error.strerror}; mend that, or give another --out") from error
+
+
+def _scalars(run: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """What TensorBoard gets: (name, value, step); curves over the angle have degrees for steps."""
+    for row in run["square"]["elements"]:
+        kind = "mirrored" if row["mirrored"] else "turned"
+        for name in ("accuracy", "agreement", "ece", "nll", "logit_error"):
+            if row[name] is not None:
+                yield f"{kind}/{name}", row[name], round(row["degrees"])
+    for name, value in run["square"]["over_orbit"].items():
+        yield f"over_orbit/{name}", value, 0
+    for tap, found in run["taps"].items():
+        for name in ("mean_error", "mean_floor", "rms", "varying", "dead_channels"):
+            if found[name] is not None:
+                yield f"{name}/{tap}", found[name], 0
+
+
+def _told(report: Report, out: Path) -> str:
+    lines = []
+    for run in report["runs"]:
+        orbit, bad = run["square"]["over_orbit"], [n for n, tap in run["taps"].items() if tap["verdict"] != "alive"]
+        numbers = f"accuracy {100 * run['square']['accuracy']:.2f} %, over the orbit {100 * orbit['accuracy']:.2f} %"
+        agreement = f"agreement over {report['measured']['group']} {100 * orbit['agreement_group']:.1f} %"
+        lines.append(f"{run['name']} ({run['label']}): {numbers}, {agreement}")
+        collapsed = [*bad, *(["logits"] if run["logits"]["verdict"] != "alive" else [])]
+        lines += [f"  warning: collapsed or flat: {', '.join(collapsed)}"] if collapsed else []
+    return "\n".join([*lines, f"the report lies in {out / HTML}"])
+
+
+def _refuse_foreign(out: Path, origin: list[dict[str, str]]) -> None:
+    """Raises `InputError` where the folder holds a report of something else, or other files."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
+    there = sorted(islice(out.iterdir(), 1)) if out.exists() else []
+    try:
+        before = json.loads((out / JSON).read_text())["origin"] if there else origin
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{out} holds other files ({there[0].name} …); give an empty or new folder as --out"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out / JSON} is no report of this program; give another folder as --out") from error
+    if before != origin:
+        whose = ", ".join(str(one.get("run") or one.get("weights")) for one in before)
+        raise InputError(f"{out} holds the report of {whose}; give another folder as --out")
+
+
+def _refuse_without_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            'the pictures need matplotlib; type: pip install -e ".[report]", or add --no-pictures'
+        ) from error
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+if __name__ == "__main__":
+    main()

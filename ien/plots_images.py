@@ -1,0 +1,104 @@
+"""What do feature maps and filters look like? (pictures, from the arrays of `gallery`)"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from ien.gallery import Stabilised, View
+from ien.plots import GREY, STYLE, canvas, png
+
+STABILISED = (
+    "the image through the orbit, and below it one pooled channel of some layers, turned back. An equivariant layer shows the "
+    "same map in every column. The errors are of this image, over all channels of the layer."
+)
+FILTERS = "the first layer's kernels. The members of a filter group are pooled together; in an equivariant network they are turns of one another."
+MAPS, DIFFERENCES, KERNELS = "viridis", "inferno", "PuOr"  # all three readable without colours
+_GROUPS, _ROWS = 24, 8  # filter groups in one picture; and below one another
+
+
+def draw_stabilised(name: str, seen: Stabilised) -> bytes:
+    """PNG: the image through the orbit; below, for each tap, its map turned back, and where it differs from the first.
+
+    A tap's maps share one scale, and its differences are drawn on the same one, from 0 to the whole range of its map.
+    """
+    with style.context(["default", STYLE, {"axes.grid": False}]):
+        across, down = len(seen.elements), 1 + 2 * len(seen.views)
+        figure = canvas(
+            f"{name}: an image through the orbit, its feature maps turned back", 1.9 + 1.25 * across, 0.9 + 1.3 * down
+        )
+        grid = figure.subplots(down, across, squeeze=False)
+        for column, element in enumerate(seen.elements):
+            _picture(grid[0, column], seen.images[column], "gray", 0, 1)
+            grid[0, column].set_title(f"{element}" if column else "the image", fontsize=9)
+        _name(grid[0, 0], "image g·x")
+        for place, view in enumerate(seen.views):
+            _draw_view(figure, grid[1 + 2 * place], grid[2 + 2 * place], view)
+        return png(figure)
+
+
+def draw_filters(name: str, kernels: np.ndarray) -> bytes:
+    """PNG: the kernels (groups, members, k, k) of the first layer, one filter group in each row of a column."""
+    with style.context(["default", STYLE, {"axes.grid": False}]):
+        shown = kernels[:_GROUPS]
+        members, columns = shown.shape[1], -(-len(shown) // _ROWS)
+        rows = min(_ROWS, len(shown))
+        left_out = f", the first {len(shown)} of {len(kernels)} groups" if len(kernels) > len(shown) else ""
+        title = f"{name}: first-layer filters, one filter group in a row{left_out}"
+        figure = canvas(title, max(5.6, 0.9 + columns * (0.3 + 0.62 * members)), 0.9 + 0.62 * rows)
+        parts = figure.subfigures(1, columns, squeeze=False)[0] if columns > 1 else [figure]
+        limit = float(np.nanmax(np.abs(shown))) or 1.0
+        for column, part in enumerate(parts):
+            grid = part.subplots(rows, members, squeeze=False)
+            for row in range(rows):
+                number = column * rows + row
+                for member in range(members):
+                    _kernel(grid[row, member], shown[number, member] if number < len(shown) else None, limit)
+                if number < len(shown):
+                    _name(grid[row, 0], f"{number + 1}")
+        if shown.ndim == 4:
+            scale = ScalarMappable(Normalize(-limit, limit), KERNELS)
+            figure.colorbar(scale, ax=figure.axes, location="right", shrink=0.6, label="weight", aspect=25)
+        return png(figure)
+
+
+def _draw_view(figure: Figure, above: np.ndarray, below: np.ndarray, view: View) -> None:
+    first = view.maps[0]
+    low, high = float(np.nanmin(view.maps)), float(np.nanmax(view.maps))
+    high = high if high > low else low + 1
+    for column, (back, error) in enumerate(zip(view.maps, view.errors, strict=True)):
+        _picture(above[column], back, MAPS, low, high)
+        _picture(below[column], np.abs(back - first), DIFFERENCES, 0, high - low)
+        told = "not measurable" if error is None else f"error {error:.2f}"
+        below[column].set_xlabel(told if column else "", fontsize=8, color=GREY)
+    _name(above[0], f"{view.tap}\nturned back")
+    _name(below[0], "difference\nfrom the first")
+    for axes, cmap, ends in ((above, MAPS, (low, high)), (below, DIFFERENCES, (0.0, high - low))):
+        scale = ScalarMappable(Normalize(*ends), cmap)
+        bar = figure.colorbar(scale, ax=list(axes), location="right", fraction=0.04, pad=0.01, aspect=12)
+        bar.set_ticks(list(ends), labels=[f"{end:.2g}" for end in ends])
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _picture(axes: Axes, picture: np.ndarray, cmap: str, low: float, high: float) -> None:
+    axes.imshow(picture, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _kernel(axes: Axes, kernel: np.ndarray | None, limit: float) -> None:
+    axes.axis("off")
+    if kernel is None or np.isnan(kernel).all():
+        return
+    coloured = kernel.ndim == 3
+    axes.imshow((kernel / limit + 1) / 2 if coloured else kernel, cmap=KERNELS, vmin=-limit, vmax=limit)
+
+
+def _name(axes: Axes, text: str) -> None:
+    axes.text(-0.08, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=8.5)
