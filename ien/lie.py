@@ -17,6 +17,7 @@ halves of the image's side: multiply by ((S - 1)/2)² for their unit.) Maps are 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ MOTIONS = ("rotation", "translation")
 _AT_ONCE = 32  # images; derivatives in float64 take room
 _LARGER = 64  # pixels: a multiple of every stride in use
 
-Sums = dict[str, Tensor]  # output: (2, 2) float64: a row for each motion: ‖L f‖² per dimension, ‖f‖² per dimension
+Sums = dict[str, Tensor]  # output: (2, 2) float64: of each motion ‖L f‖² and ‖f‖², divided by the dimensions
 Outputs = dict[str, Tensor]
 Generator = Callable[[Tensor], Tensor]
 
@@ -41,9 +42,9 @@ Generator = Callable[[Tensor], Tensor]
 def local_errors(tapped: Tapped, batches: Iterable[Tensor]) -> dict[str, dict[str, Any]]:
     """{output: {motion: {lee, relative}}} over images (B, C, S, S); outputs are the taps, `logits`, `probabilities`.
 
-    `lee` is the definition above; `relative` is (E‖L f‖² / E‖f‖²)^½, blind to the scale of the features. Both None where
-    they cannot be measured: a map without an inner pixel, a shift where the tap's stride is not known, dead outputs.
-    Call it in eval mode.
+    `lee` is the definition above; `relative` is (E‖L f‖² / E‖f‖²)^½, blind to the scale of the features. Both are None
+    where they cannot be measured: a map without an inner pixel, a shift where the tap's stride is not known; `relative`
+    also where the output is zero. Call it in eval mode.
     """
     sums: Sums = {}
     images_seen, strides = 0, None
@@ -91,7 +92,7 @@ def _local_sums(tapped: Tapped, images: Tensor, strides: Mapping[str, float | No
     """The sums over float64 images, each divided by the output's dimensions."""
     weights = {
         name: value.double() if value.is_floating_point() else value
-        for name, value in (*tapped.named_parameters(), *tapped.named_buffers())
+        for name, value in [*tapped.named_parameters(), *tapped.named_buffers()]
     }
 
     def outputs(seen: Tensor) -> Outputs:
@@ -111,7 +112,11 @@ def _derivatives(
 
     `scales` is by how much less the maps of a tap move than the image.
     """
-    values, slopes = jvp(outputs, (images,), (generator(images),))
+    with warnings.catch_warnings():
+        # The first time that torch differentiates forwards it calls what it has deprecated itself.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        pair: Any = jvp(outputs, (images,), (generator(images),))
+    values, slopes = pair
     found = {}
     for name, value in values.items():
         if name in scales:

@@ -202,7 +202,7 @@ def _add(sums: OrbitSums, logits: Tensor, labels: Tensor, own: Sequence[bool]) -
 
 
 def _one_hot(places: Tensor, size: int) -> Tensor:
-    """(…) whole numbers → (…, size) float64; unlike `bincount` and `index_add_`: no host sync, and one order of sums."""
+    """(…) whole numbers → (…, size) float64. (`bincount` makes the host wait, `index_add_` sums in any order.)"""
     return (places.clamp(0, size - 1)[..., None] == torch.arange(size, device=places.device)).double()
 
 

@@ -42,12 +42,12 @@ STYLE = {
     "savefig.facecolor": "white",
 }
 CAPTIONS = {
-    "accuracy.png": "Accuracy while the images are turned counter-clockwise: 0° at the top. A circle is a network to which "
-    "the angle is all the same.",
-    "agreement.png": "How many images keep the answer that they get at 0°; how far confidence is from accuracy; and the "
-    "negative log-likelihood. Bands are the standard deviation over seeds.",
-    "layers.png": "0: the layer commutes with the group. A black line is the interpolation floor, below which nothing can be "
-    "seen; hatched layers are equivariant only because they say nothing.",
+    "accuracy.png": "Accuracy while the images are turned counter-clockwise, 0° at the top. A circle is a network to "
+    "which the angle is all the same.",
+    "agreement.png": "How many images keep the answer that they get at 0°, how far confidence is from accuracy, and "
+    "the negative log-likelihood. Bands are the standard deviation over seeds.",
+    "layers.png": "0: the layer commutes with the group. A black line is the interpolation floor, below which nothing "
+    "can be told apart; a hatched layer is equivariant only because it says nothing.",
 }
 MOST = len(COLOURS)  # rows that a picture can tell apart
 Row = Mapping[str, Any]  # of `comparison.compared`
@@ -111,10 +111,10 @@ def _dial(axes: Axes, low: float, title: str) -> None:
     axes.set_xticks([math.radians(angle) for angle in range(0, 360, 45)])
     axes.set_rlabel_position(22.5)  # type: ignore[attr-defined]
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "" if value >= 100 else f"{value:g} %"))
     axes.tick_params(axis="y", labelsize=7.5, labelcolor=GREY)
     axes.grid(color="#d8d8d8")
-    axes.set_title(f"{title}; the centre is {low:g} %", color=GREY, fontsize=8.5, pad=14)
+    axes.set_title(f"{title}; from {low:g} % in the centre to 100 % on the rim", color=GREY, fontsize=8.5, pad=14)
 
 
 def _radius(values: Sequence[float]) -> float:
@@ -170,8 +170,11 @@ def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
     axes.set_ylabel("‖f(g·x) − g·f(x)‖ / ‖f(x)‖")
     axes.set_xlabel("layer, from the image on; mean over the group's elements")
     handles: list[Any] = [Patch(color=COLOURS[number], label=name) for number, name in enumerate(names)]
-    handles.append(Line2D([], [], color="black", linewidth=1.6, label="floor: interpolation alone"))
-    handles.append(Patch(facecolor="white", edgecolor=GREY, hatch="////", label="collapsed or flat: no merit"))
+    found = [_of_layer(run, layer) for some in of for run in some for layer in layers]
+    if any(one["floor"] for one in found):
+        handles.append(Line2D([], [], color="black", linewidth=1.6, label="floor: interpolation alone"))
+    if any(one["verdict"] != "alive" for one in found):
+        handles.append(Patch(facecolor="white", edgecolor=GREY, hatch="////", label="collapsed or flat: no merit"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 

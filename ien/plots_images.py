@@ -7,16 +7,18 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
 from ien.gallery import Stabilised, View
 from ien.plots import GREY, STYLE, canvas, png
 
 STABILISED = (
-    "the image through the orbit, and below it one pooled channel of some layers, turned back. An equivariant layer shows the "
-    "same map in every column. The errors are of this image, over all channels of the layer."
+    "the image through the orbit, and below it one pooled channel of some layers, turned back. An equivariant layer "
+    "shows the same map in every column. The errors are of this image, over all channels of the layer."
 )
-FILTERS = "the first layer's kernels. The members of a filter group are pooled together; in an equivariant network they are turns of one another."
+FILTERS = (
+    "the first layer's kernels. The members of a filter group are pooled together; in an equivariant network they are "
+    "turns of one another."
+)
 MAPS, DIFFERENCES, KERNELS = "viridis", "inferno", "PuOr"  # all three readable without colours
 _GROUPS, _ROWS = 24, 8  # filter groups in one picture; and below one another
 
@@ -28,16 +30,16 @@ def draw_stabilised(name: str, seen: Stabilised) -> bytes:
     """
     with style.context(["default", STYLE, {"axes.grid": False}]):
         across, down = len(seen.elements), 1 + 2 * len(seen.views)
-        figure = canvas(
-            f"{name}: an image through the orbit, its feature maps turned back", 1.9 + 1.25 * across, 0.9 + 1.3 * down
-        )
-        grid = figure.subplots(down, across, squeeze=False)
+        title = f"{name}: an image through the orbit,\nits feature maps turned back"
+        figure = canvas(title, 1.4 + 1.2 * across, 0.7 + 1.27 * down)
+        grid = figure.subplots(down, across + 1, squeeze=False, width_ratios=[1.0] * across + [0.07])
+        grid[0, across].axis("off")
         for column, element in enumerate(seen.elements):
             _picture(grid[0, column], seen.images[column], "gray", 0, 1)
-            grid[0, column].set_title(f"{element}" if column else "the image", fontsize=9)
-        _name(grid[0, 0], "image g·x")
+            grid[0, column].set_title(f"{element}" if column else "0°", fontsize=9)
+        _name(grid[0, 0], "image")
         for place, view in enumerate(seen.views):
-            _draw_view(figure, grid[1 + 2 * place], grid[2 + 2 * place], view)
+            _draw_view(grid[1 + 2 * place], grid[2 + 2 * place], view)
         return png(figure)
 
 
@@ -48,8 +50,8 @@ def draw_filters(name: str, kernels: np.ndarray) -> bytes:
         members, columns = shown.shape[1], -(-len(shown) // _ROWS)
         rows = min(_ROWS, len(shown))
         left_out = f", the first {len(shown)} of {len(kernels)} groups" if len(kernels) > len(shown) else ""
-        title = f"{name}: first-layer filters, one filter group in a row{left_out}"
-        figure = canvas(title, max(5.6, 0.9 + columns * (0.3 + 0.62 * members)), 0.9 + 0.62 * rows)
+        title = f"{name}:\nfirst-layer filters, a filter group in each row{left_out}"
+        figure = canvas(title, max(4.4, 1.1 + columns * (0.3 + 0.62 * members)), 0.9 + 0.62 * rows)
         parts = figure.subfigures(1, columns, squeeze=False)[0] if columns > 1 else [figure]
         limit = float(np.nanmax(np.abs(shown))) or 1.0
         for column, part in enumerate(parts):
@@ -66,23 +68,31 @@ def draw_filters(name: str, kernels: np.ndarray) -> bytes:
         return png(figure)
 
 
-def _draw_view(figure: Figure, above: np.ndarray, below: np.ndarray, view: View) -> None:
+def _draw_view(above: np.ndarray, below: np.ndarray, view: View) -> None:
+    """Two rows of axes, the last of each for its colour bar."""
     first = view.maps[0]
     low, high = float(np.nanmin(view.maps)), float(np.nanmax(view.maps))
     high = high if high > low else low + 1
+    below[0].axis("off")
     for column, (back, error) in enumerate(zip(view.maps, view.errors, strict=True)):
         _picture(above[column], back, MAPS, low, high)
-        _picture(below[column], np.abs(back - first), DIFFERENCES, 0, high - low)
-        told = "not measurable" if error is None else f"error {error:.2f}"
-        below[column].set_xlabel(told if column else "", fontsize=8, color=GREY)
+        if column:
+            _picture(below[column], np.abs(back - first), DIFFERENCES, 0, high - low)
+            told = "not measurable" if error is None else f"error {error:.2f}"
+            below[column].set_xlabel(told, fontsize=8, color=GREY)
     _name(above[0], f"{view.tap}\nturned back")
-    _name(below[0], "difference\nfrom the first")
-    for axes, cmap, ends in ((above, MAPS, (low, high)), (below, DIFFERENCES, (0.0, high - low))):
-        scale = ScalarMappable(Normalize(*ends), cmap)
-        bar = figure.colorbar(scale, ax=list(axes), location="right", fraction=0.04, pad=0.01, aspect=12)
-        bar.set_ticks(list(ends), labels=[f"{end:.2g}" for end in ends])
-        bar.ax.tick_params(labelsize=7)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+    _name(below[0], "difference\nfrom 0°")
+    _scale(above[-1], MAPS, low, high)
+    _scale(below[-1], DIFFERENCES, 0.0, high - low)
+
+
+def _scale(axes: Axes, cmap: str, low: float, high: float) -> None:
+    """A colour bar with its two ends named."""
+    axes.imshow(np.linspace(1, 0, 64)[:, None], cmap=cmap, aspect="auto", extent=(0, 1, low, high))
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.set_yticks([low, high], [f"{end:.2g}".replace("-", "−") for end in (low, high)], fontsize=7)
+    axes.spines[:].set_visible(False)
 
 
 def _picture(axes: Axes, picture: np.ndarray, cmap: str, low: float, high: float) -> None:

@@ -73,7 +73,7 @@ def measured(subject: Subject, plan: Plan, progress: Progress) -> dict[str, Any]
 
 
 def _orbit(subject: Subject, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """`square`, and `disc` (None for images with empty corners): `orbit.orbit_figures` of whole images, and of discs."""
+    """`square` and `disc`: `orbit.orbit_figures` of whole images, and of discs (None for images with empty corners)."""
 
     def frame(disc: bool) -> dict[str, Any]:
         what = f"{len(plan.elements)} elements" + (", inside the disc" if disc else "")

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ien.activity import DEAD_SHARE, VARYING_SHARE
+
 Report = Mapping[str, Any]  # what report.json holds
 Run = Mapping[str, Any]
+_SPACE = "\u00a0"  # that does not break
 _PERCENT = ("accuracy", "accuracy over the orbit", "lowest accuracy", "agreement over the group", "calibration error")
 
 _CSS = """
@@ -19,12 +22,12 @@ _CSS = """
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 62rem;
   margin: 2.5rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.8rem; } h3 { font-size: 1.02rem; }
-p, li { max-width: 46rem; } .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
+p { max-width: 46rem; } .soft, figcaption { color: var(--soft); font-size: .9rem; }
+.scroll { overflow-x: auto; margin: .4rem 0 1.4rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .4rem; caption-side: top; }
 th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 7.5rem; }
 figure { margin: 1.4rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 .bad { color: var(--warn); font-weight: 600; } code { background: var(--card); padding: .1em .3em; border-radius: 4px; }
 dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
@@ -47,7 +50,7 @@ def page(report: Report, pictures: Mapping[str, tuple[bytes, str]]) -> str:
         "<h2>Equivariance of each layer</h2>",
         *_figures(pictures, ("layers",)),
         *(_layers(run) for run in report["runs"]),
-        _reading_layers(report),
+        _reading_layers(),
         *(["<h2>What the layers see</h2>"] if _figures(pictures, ("stabilised", "filters")) else []),
         *_figures(pictures, ("stabilised", "filters")),
         "<h2>Accuracy by class</h2>",
@@ -66,32 +69,42 @@ def _introduction(report: Report) -> str:
     what, made = report["measured"], report["made"]
     split = "test" if what["split"] == "test" else "held-out"
     which = f"all {what['images']:,}" if what["images"] == what["of"] else f"{what['images']:,} of {what['of']:,}"
-    return (
-        f'<p class="soft">{escape(what["dataset"])}, {which} {split} images; the group {what["group"]}; '
-        f"{escape(str(made['device']))}, torch {escape(str(made['packages'].get('torch')))}; {escape(made['time'])}.</p>"
+    told = (
+        f"{what['dataset']}, {which} {split} images; the group {what['group']}; "
+        f"{made['device']}, torch {made['packages'].get('torch')}; {made['time']}."
     )
+    return f'<p class="soft">{escape(told)}</p>'
 
 
 def _in_short(run: Run, report: Report) -> str:
     """One paragraph on a run, and a warning where a layer is equivariant only because it says nothing."""
     orbit, group = run["square"]["over_orbit"], report["measured"]["group"]
     worst = min(run["square"]["elements"], key=lambda row: row["accuracy"])
-    alive = [tap for tap in run["taps"].values() if tap["verdict"] == "alive" and tap["mean_error"] is not None]
-    errors = sorted(tap["mean_error"] for tap in alive)
+    untrained = " (untrained: its accuracy says nothing)" if run.get("untrained") else ""
     told = (
+        f" ({run['label']}){untrained}: accuracy {_percent(run['square']['accuracy'])} on the images as they are, "
+        f"{_percent(orbit['accuracy'])} on average over all angles, {_percent(worst['accuracy'])} at worst "
+        f"({worst['element']}). {_percent(orbit['agreement_group'])} of the images get one answer from all elements of "
+        f"{group}. {_range_of_errors(run)}"
+    )
+    return f"<p><b>{escape(run['name'])}</b>{escape(told)} {_warning(run)}</p>"
+
+
+def _range_of_errors(run: Run) -> str:
+    alive = [tap["mean_error"] for tap in run["taps"].values() if tap["verdict"] == "alive"]
+    errors = sorted(error for error in alive if error is not None)
+    return (
         f"Its layers' relative equivariance error is {_number(errors[0])} to {_number(errors[-1])}." if errors else ""
     )
+
+
+def _warning(run: Run) -> str:
     bad = [f"{name} is {tap['verdict']}" for name, tap in run["taps"].items() if tap["verdict"] != "alive"]
     if run["logits"]["verdict"] != "alive":
-        bad.append(f"the network itself is collapsed ({_classes(run['square']['classes_predicted'])} predicted)")
-    warning = f' <span class="bad">No merit: {escape("; ".join(bad))}.</span>' if bad else " No layer is collapsed."
-    untrained = " (untrained: its accuracy says nothing)" if run.get("untrained") else ""
-    return (
-        f"<p><b>{escape(run['name'])}</b> ({escape(run['label'])}){untrained}: accuracy {_percent(run['square']['accuracy'])}"
-        f" on the images as they are, {_percent(orbit['accuracy'])} on average over all angles, "
-        f"{_percent(worst['accuracy'])} at worst ({worst['element']}). {_percent(orbit['agreement_group'])} of the images "
-        f"get one answer from all elements of {group}. {told}{warning}</p>"
-    )
+        count = run["square"]["classes_predicted"]
+        classes = "one class" if count == 1 else f"{count} classes"
+        bad.append(f"the network itself is collapsed (it predicts {classes})")
+    return f'<span class="bad">No merit: {escape("; ".join(bad))}.</span>' if bad else "No layer is collapsed."
 
 
 def _comparison(report: Report) -> str:
@@ -105,7 +118,7 @@ def _comparison(report: Report) -> str:
         ["", "", *figures],
         rows,
         "Runs that differ in the seed alone are one row: mean ± standard deviation (n − 1) over the seeds. "
-        "The calibration error is that of all answers over the orbit; layers that are not alive are left out of the mean.",
+        "The calibration error is that of all answers over the orbit; layers that are not alive are left out of means.",
     )
 
 
@@ -114,7 +127,7 @@ def _what_is_seen(report: Report) -> str:
     disc = any(run["disc"] for run in report["runs"])
     text = (
         "<p>Multiples of 90° and mirrors move pixels; every other angle is resampled bilinearly about the centre, with "
-        "zeros outside. So at those angles a network also meets the blur of interpolation and, where the corners of the "
+        "zeros outside. At those angles a network also meets the blur of interpolation and, where the corners of the "
         f"images are not empty, black corners. Here {_percent(corners)} of the images' power lies in the corners"
     )
     if disc:
@@ -140,8 +153,19 @@ def _layers(run: Run) -> str:
     own = [row["logit_error"] for row in run["square"]["elements"][1:] if row["in_group"]]
     error = None if None in own else sum(own) / len(own)
     rows.append(["logits", *_layer_cells(logits, error, None)])
-    head = ["layer", "map", "error", "of what varies", "floor", "rms", "spatial var.", "varying", "dead", "verdict"]
-    table = _table([*head, "per degree", "per pixel"], rows, f"{run['name']}: {run['label']}")
+    head = [
+        "layer",
+        "map",
+        "error",
+        "… of what varies",
+        "floor",
+        "rms",
+        "spatial variance",
+        "varying",
+        "dead",
+        "verdict",
+    ]
+    table = _table([*head, "local, per degree", "local, per pixel"], rows, f"{run['name']}: {run['label']}")
     elements = _table(
         ["layer", *next(iter(run["taps"].values()))["elements"]],
         [[name, *(_number(one["error"]) for one in tap["elements"].values())] for name, tap in run["taps"].items()],
@@ -180,14 +204,14 @@ def _local(run: Run) -> Iterable[tuple[str, Mapping[str, Any]]]:
     yield "probabilities", run["logits"]["local_probabilities"]
 
 
-def _reading_layers(report: Report) -> str:
+def _reading_layers() -> str:
     return (
-        '<p class="soft">0 is a layer that commutes with the group; about 1.4 are maps that have nothing to do with one '
-        "another. The floor is what interpolation alone costs: an error near it cannot be told from none. A layer is "
-        "<i>collapsed</i> where at least 90 % of its channels are constant over all images and pixels, or less than "
-        "0.01 % of its mean square varies; <i>flat</i> where less than 0.01 % of it varies within an image: such layers "
-        "commute with everything and it is no merit. The last two columns are the local error relative to the size of the "
-        "output, for one degree and for one pixel of the image.</p>"
+        '<p class="soft">0 is a layer that commutes with the group; about 1.4 are maps that have nothing to do with '
+        "one another. The floor is what interpolation alone costs: an error near it cannot be told from none. A layer "
+        f"is <i>collapsed</i> where at least {_percent(DEAD_SHARE)} of its channels are constant over all images and "
+        f"pixels, or less than {100 * VARYING_SHARE:g}{_SPACE}% of its mean square varies; <i>flat</i> where less than "
+        "that varies within an image. Such layers commute with everything, and it is no merit. The last two columns "
+        "are the local error relative to the size of the output, for one degree and for one pixel of the image.</p>"
     )
 
 
@@ -203,21 +227,22 @@ def _definitions(report: Report) -> str:
     what = report["measured"]
     terms = {
         "relative equivariance error": "‖f(g·x) − g·f(x)‖ / ‖f(x)‖ of the pooled maps, over "
-        f"{what['map_images']:,} images, for every element g of {what['group']} but the identity, in float32 with TF32 off; "
-        "elements that resample are compared inside the inscribed disc. “Of what varies”: divided by √varying, so that "
-        "constant means of the channels make no layer look better.",
-        "floor": "‖g⁻¹·g·f(x) − f(x)‖ / ‖f(x)‖, the mean over the elements; 0 where all move pixels.",
-        "varying, dead": "The share of the mean square that is variance about each channel's mean, over images and pixels; "
-        "the share of pooled channels that are constant.",
+        f"{what['map_images']:,} images, for every element g of {what['group']} but the identity, in float32 with TF32 "
+        "off; elements that resample are compared inside the inscribed disc. “Of what varies”: divided by √varying, so "
+        "that constant means of the channels make no layer look better.",
+        "floor": "‖g⁻¹·g·f(x) − f(x)‖ / ‖f(x)‖, the mean over the elements; 0 where all of them move pixels.",
+        "varying, dead": "The share of the mean square that is variance about each channel's mean, over images and "
+        "pixels; the share of pooled channels that are constant.",
         "logit error": "‖z(g·x) − z(x)‖ / ‖z(x)‖ over all images.",
-        "calibration error": "Expected calibration error with 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599).",
-        "local error (LEE)": "E‖L f‖²/dim f with L f(x) = d/dt g(−t)·f(g(t)·x) at t = 0 (Gruver et al., arXiv 2210.02984), "
-        f"over {what['local_images']:,} images, in float64, in forward mode; slopes are central differences; maps on the "
-        "pixels whose neighbours are all inside the disc; rotation per radian, translation per image pixel (the mean of "
-        "both directions).",
+        "calibration error": "The expected calibration error with 15 bins of equal width (Guo et al. 2017, arXiv "
+        "1706.04599).",
+        "local error (LEE)": "E‖L f‖²/dim f with L f(x) = d/dt g(−t)·f(g(t)·x) at t = 0 (Gruver et al., arXiv "
+        f"2210.02984), over {what['local_images']:,} images, in float64, in forward mode; slopes are central "
+        "differences; maps on the pixels whose neighbours are all in the frame; rotation per radian, translation per "
+        "image pixel (the mean of both directions).",
         "every figure": "is in report.json beside this file.",
     }
-    return "<dl>" + "".join(f"<dt>{term}</dt><dd>{said}</dd>" for term, said in terms.items()) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{term}</dt><dd>{escape(said)}</dd>" for term, said in terms.items()) + "</dl>"
 
 
 def _figures(pictures: Mapping[str, tuple[bytes, str]], kinds: Sequence[str]) -> list[str]:
@@ -238,7 +263,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> 
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
     body = "\n".join(f"<tr>{''.join(cell(text) for text in row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>\n'
+        f'<p class="soft">{escape(caption)}</p><div class="scroll"><table><thead><tr>{top}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -248,16 +273,12 @@ def _spread(figure: Mapping[str, float | None], percent: bool) -> str:
     if mean is None:
         return "–"
     if percent:
-        return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f} %" if std is not None else " %")
+        return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "") + f"{_SPACE}%"
     return _number(mean) + (f" ± {_number(std)}" if std is not None else "")
 
 
-def _classes(count: int) -> str:
-    return "one class" if count == 1 else f"{count} classes"
-
-
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}{_SPACE}%"
 
 
 def _number(value: float | None) -> str:

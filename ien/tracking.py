@@ -100,7 +100,7 @@ class Tracker:
 def write_report(
     folder: Path, scalars: Iterable[tuple[str, float, int]], pictures: Mapping[str, bytes], step: int = 0
 ) -> None:
-    """The figures of a report, (name, value, step), and its pictures (PNG) for TensorBoard; earlier ones are replaced."""
+    """The figures of a report (name, value, step) and its pictures (PNG) for TensorBoard, in place of earlier ones."""
     import numpy as np
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter  # all of them slow to import, and only needed here
