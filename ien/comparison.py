@@ -13,12 +13,11 @@ _KIND = ("beta_weight", "objective.augment", "run.seed")  # what the name of a r
 def compared(runs: Sequence[Row]) -> list[Row]:
     """Rows of {label, runs (their names), n, figures: {figure: {mean, std}}}; std is None for one seed.
 
-    A run is what a report holds: its `settings` decide which are together, its label what they are called. The standard
-    deviation is that of a sample (n - 1).
+    A run is what a report holds; those of one label are together. The standard deviation is that of a sample (n - 1).
     """
     together: dict[str, list[Row]] = {}
-    for run, label in zip(runs, labels([run["settings"] for run in runs]), strict=True):
-        together.setdefault(label, []).append(run)
+    for run in runs:
+        together.setdefault(run["label"], []).append(run)
     return [
         {
             "label": label,

@@ -19,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ien import build, distributed, environment, trained
 from ien.comparison import compared, labels
 from ien.config import hyperparameters
@@ -49,17 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace, processes: Processes) -> str:
-    """Load, measure, draw and write; returns what the screen gets. Raises `InputError`."""
+    """Load, measure, draw and write; returns what the screen gets. Raises `InputError`, before anything is measured."""
     if not given.no_pictures:
         _refuse_without_matplotlib()
     networks = _networks(given, processes)
     out = given.out or (Path(networks[0].origin["run"]) if given.runs and len(networks) == 1 else Path()) / "report"
     _refuse_foreign(out, [network.origin for network in networks])
     plan = _plan(networks, given)
-    report = _report(networks, plan, given.split, processes)
-    if given.peer:
-        _add_peer(report, networks[0], plan, given.split)
-    report["comparison"] = compared(report["runs"])
+    beside = [_steerable(networks[0], plan, given.split)] if given.peer else []
+    report = _report(networks, beside, plan, given.split, processes)
     pictures = {} if given.no_pictures else _pictures(report, networks, plan.group, given)
     _write(out, report, pictures)
     return _told(report, out)
@@ -141,6 +141,8 @@ def _plan(networks: Sequence[Trained], given: argparse.Namespace) -> Plan:
     if not available:
         raise InputError(f"--split {given.split}: there are no such images; write --split test")
     group = common_group([build.make_group(network.settings) for network in networks])
+    if not 0 <= given.image < available:
+        raise InputError(f"--image {given.image}: there are {available} images; write 0 to {available - 1}")
     return Plan(group, min(given.images or available, available), given.mirrored or group.reflection)
 
 
@@ -155,10 +157,23 @@ def _subject(network: Trained, split: str) -> Subject:
     )
 
 
-def _report(networks: Sequence[Trained], plan: Plan, split: str, processes: Processes) -> Report:
+def _steerable(beside: Trained, plan: Plan, split: str) -> Subject:
+    """An untrained steerable network that sees the same images."""
+    from ien import peer
+
+    own = _subject(beside, split)
+    image = next(iter(own.images(1)))[0]
+    tapped = peer.steerable(plan.group, len(own.classes), image.shape[1], seed=beside.settings.run.seed)
+    return Subject(tapped.to(image.device).eval(), own.images, own.total, own.classes)
+
+
+def _report(
+    networks: Sequence[Trained], beside: Sequence[Subject], plan: Plan, split: str, processes: Processes
+) -> Report:
     made = environment.describe(processes.device)
     del made["variables"]
-    settings = [hyperparameters(network.settings) for network in networks]
+    runs = [_run(network, label, plan, split) for network, label in zip(networks, _labels(networks), strict=True)]
+    runs += [_peer(subject, plan, networks[0].settings.run.seed) for subject in beside]
     return {
         "format": FORMAT,
         "origin": [network.origin for network in networks],
@@ -173,44 +188,32 @@ def _report(networks: Sequence[Trained], plan: Plan, split: str, processes: Proc
             "group": plan.group.name,
             "mirrored": plan.mirrored,
         },
-        "runs": [
-            {
-                "name": network.name,
-                "label": label,
-                "weights_sha256": network.digest,
-                "settings": one,
-                "parameters": sum(p.numel() for p in network.parts.tapped.parameters()),
-                **_measure(network.name, _subject(network, split), plan),
-            }
-            for network, one, label in zip(networks, settings, labels(settings), strict=True)
-        ],
+        "runs": runs,
+        "comparison": compared(runs),
     }
 
 
-def _measure(name: str, subject: Subject, plan: Plan) -> dict[str, Any]:
-    return measured(subject, plan, lambda what, batches: progress(f"{name}: {what}", batches))
+def _labels(networks: Sequence[Trained]) -> list[str]:
+    return labels([hyperparameters(network.settings) for network in networks])
 
 
-def _add_peer(report: Report, beside: Trained, plan: Plan, split: str) -> None:
-    """An untrained steerable network, measured on the same images by the same code."""
-    from ien import peer
+def _run(network: Trained, label: str, plan: Plan, split: str) -> dict[str, Any]:
+    """What the report says of one network."""
+    subject = _subject(network, split)
+    said = {"name": network.name, "label": label, "weights_sha256": network.digest}
+    return said | {"settings": hyperparameters(network.settings)} | _measured(network.name, subject, plan)
 
-    own = _subject(beside, split)
-    batch = next(iter(own.images(1)))[0]
-    network = peer.steerable(plan.group, len(own.classes), batch.shape[1], seed=beside.settings.run.seed)
-    subject = Subject(network.to(batch.device).eval(), own.images, own.total, own.classes)
+
+def _peer(subject: Subject, plan: Plan, seed: int) -> dict[str, Any]:
     name = f"escnn {plan.group.name}"
-    report["runs"].append(
-        {
-            "name": name,
-            "label": "steerable, untrained",
-            "untrained": True,
-            "weights_sha256": None,
-            "settings": {"peer": "escnn", "run.seed": beside.settings.run.seed},
-            "parameters": sum(p.numel() for p in network.parameters()),
-            **_measure(name, subject, plan),
-        }
-    )
+    said = {"name": name, "label": "steerable, untrained", "untrained": True, "weights_sha256": None}
+    return said | {"settings": {"peer": "escnn", "run.seed": seed}} | _measured(name, subject, plan)
+
+
+def _measured(name: str, subject: Subject, plan: Plan) -> dict[str, Any]:
+    parameters = sum(p.numel() for p in subject.tapped.parameters())
+    numbers = measured(subject, plan, lambda what, batches: progress(f"{name}: {what}", batches))
+    return {"parameters": parameters, **numbers}
 
 
 def _pictures(report: Report, networks: Sequence[Trained], group: Group, given: argparse.Namespace) -> Pictures:
@@ -235,10 +238,7 @@ def _pictures(report: Report, networks: Sequence[Trained], group: Group, given: 
 
 
 def _image(network: Trained, split: str, place: int) -> Any:
-    whole = _split(network, split)
-    if not 0 <= place < len(whole):
-        raise InputError(f"--image {place}: there are {len(whole)} images; write 0 to {len(whole) - 1}")
-    return next(iter(network.parts.in_order(whole.take([place]))))[0]
+    return next(iter(network.parts.in_order(_split(network, split).take(np.array([place])))))[0]
 
 
 def _write(out: Path, report: Report, pictures: Pictures) -> None:
@@ -276,12 +276,12 @@ def _scalars(run: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
 def _told(report: Report, out: Path) -> str:
     lines = []
     for run in report["runs"]:
-        orbit, bad = run["square"]["over_orbit"], [n for n, tap in run["taps"].items() if tap["verdict"] != "alive"]
+        orbit, parts = run["square"]["over_orbit"], {**run["taps"], "logits": run["logits"]}
+        bad = [f"{name} ({part['verdict']})" for name, part in parts.items() if part["verdict"] != "alive"]
         numbers = f"accuracy {100 * run['square']['accuracy']:.2f} %, over the orbit {100 * orbit['accuracy']:.2f} %"
         agreement = f"agreement over {report['measured']['group']} {100 * orbit['agreement_group']:.1f} %"
         lines.append(f"{run['name']} ({run['label']}): {numbers}, {agreement}")
-        collapsed = [*bad, *(["logits"] if run["logits"]["verdict"] != "alive" else [])]
-        lines += [f"  warning: collapsed or flat: {', '.join(collapsed)}"] if collapsed else []
+        lines += [f"  warning: equivariant because they say nothing: {', '.join(bad)}"] if bad else []
     return "\n".join([*lines, f"the report lies in {out / HTML}"])
 
 

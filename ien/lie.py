@@ -75,16 +75,13 @@ def tap_strides(tapped: Tapped, images: Tensor) -> dict[str, float | None]:
     Seen from how the maps grow with an image that is 64 pixels larger; None for a tap that does not grow along, or a
     network that takes one size alone.
     """
-    larger = F.pad(images[:1], (0, _LARGER, 0, _LARGER))
+    here = {name: one.shape[-1] for name, one in tapped(images)[1].items()}
     try:
-        sides = [
-            {name: one.shape[-1] for name, one in tapped(seen)[1].items()} for seen in (images[:1].contiguous(), larger)
-        ]
+        larger = tapped(F.pad(images, (0, _LARGER, 0, _LARGER)))[1]
     except (RuntimeError, ValueError, AssertionError):
         return dict.fromkeys(tapped.layers)
-    return {
-        name: _LARGER / (sides[1][name] - side) if sides[1][name] > side else None for name, side in sides[0].items()
-    }
+    grown = {name: larger[name].shape[-1] - side for name, side in here.items()}
+    return {name: _LARGER / pixels if pixels > 0 else None for name, pixels in grown.items()}
 
 
 @torch.no_grad()

@@ -44,28 +44,37 @@ def draw_stabilised(name: str, seen: Stabilised) -> bytes:
 
 
 def draw_filters(name: str, kernels: np.ndarray) -> bytes:
-    """PNG: the kernels (groups, members, k, k) of the first layer, one filter group in each row of a column."""
+    """PNG: the kernels (groups, members, k, k) or (…, k, k, 3) of the first layer, one filter group in each row."""
     with style.context(["default", STYLE, {"axes.grid": False}]):
         shown = kernels[:_GROUPS]
-        members, columns = shown.shape[1], -(-len(shown) // _ROWS)
-        rows = min(_ROWS, len(shown))
+        columns = -(-len(shown) // _ROWS)
+        rows, members = min(_ROWS, len(shown)), shown.shape[1]
         left_out = f", the first {len(shown)} of {len(kernels)} groups" if len(kernels) > len(shown) else ""
         title = f"{name}:\nfirst-layer filters, a filter group in each row{left_out}"
-        figure = canvas(title, max(4.4, 1.1 + columns * (0.3 + 0.62 * members)), 0.9 + 0.62 * rows)
-        parts = figure.subfigures(1, columns, squeeze=False)[0] if columns > 1 else [figure]
+        figure = canvas(title, max(4.4, 1.2 + columns * (0.4 + 0.6 * members)), 0.8 + 0.6 * rows)
+        panels = figure.subplots(1, columns, squeeze=False)[0]
         limit = float(np.nanmax(np.abs(shown))) or 1.0
-        for column, part in enumerate(parts):
-            grid = part.subplots(rows, members, squeeze=False)
-            for row in range(rows):
-                number = column * rows + row
-                for member in range(members):
-                    _kernel(grid[row, member], shown[number, member] if number < len(shown) else None, limit)
-                if number < len(shown):
-                    _name(grid[row, 0], f"{number + 1}")
+        for column, axes in enumerate(panels):
+            part = shown[column * rows : (column + 1) * rows]
+            _picture(axes, _sheet(part, limit), KERNELS, -limit, limit)
+            places = (shown.shape[2] + 1) * np.arange(len(part)) + (shown.shape[2] - 1) / 2
+            axes.set_yticks(places, [str(column * rows + row + 1) for row in range(len(part))])
+            axes.tick_params(length=0)
         if shown.ndim == 4:
             scale = ScalarMappable(Normalize(-limit, limit), KERNELS)
-            figure.colorbar(scale, ax=figure.axes, location="right", shrink=0.6, label="weight", aspect=25)
+            figure.colorbar(scale, ax=list(panels), location="right", shrink=0.7, label="weight", aspect=25)
         return png(figure)
+
+
+def _sheet(kernels: np.ndarray, limit: float) -> np.ndarray:
+    """The kernels of some groups on one sheet, a pixel apart; colours from [-limit, limit] to [0, 1]."""
+    groups, members, high, wide = kernels.shape[:4]
+    paper = np.full((groups * (high + 1) - 1, members * (wide + 1) - 1, *kernels.shape[4:]), np.nan)
+    for group in range(groups):
+        for member in range(members):
+            top, left = group * (high + 1), member * (wide + 1)
+            paper[top : top + high, left : left + wide] = kernels[group, member]
+    return np.nan_to_num((paper / limit + 1) / 2, nan=1.0) if kernels.ndim == 5 else paper
 
 
 def _draw_view(above: np.ndarray, below: np.ndarray, view: View) -> None:
@@ -100,14 +109,6 @@ def _picture(axes: Axes, picture: np.ndarray, cmap: str, low: float, high: float
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-
-
-def _kernel(axes: Axes, kernel: np.ndarray | None, limit: float) -> None:
-    axes.axis("off")
-    if kernel is None or np.isnan(kernel).all():
-        return
-    coloured = kernel.ndim == 3
-    axes.imshow((kernel / limit + 1) / 2 if coloured else kernel, cmap=KERNELS, vmin=-limit, vmax=limit)
 
 
 def _name(axes: Axes, text: str) -> None:

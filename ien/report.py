@@ -22,6 +22,7 @@ from ien.orbit import Batch, circle, corner_power, orbit_figures, orbit_sums
 from ien.taps import Tapped
 
 MAP_IMAGES, LOCAL_IMAGES = 512, 64  # at most; per tap, and for the local error
+ONE_CLASS = "one class"  # verdict on logits that vary, but never as much as to change the answer
 CORNERS = 1e-3  # share of an image's power outside the disc from which the disc is measured too
 Images = Callable[[int | None], Iterable[Batch]]  # a limit → batches on the device
 Progress = Callable[[str, Iterable[Batch]], Iterator[Batch]]
@@ -67,8 +68,8 @@ def measured(subject: Subject, plan: Plan, progress: Progress) -> dict[str, Any]
     )
     taps = {name: {**active[name], **_errors(errors[name], active[name]), "local": local[name]} for name in errors}
     logits = {**active[LOGITS], "local": local[LOGITS], "local_probabilities": local[PROBABILITIES]}
-    if orbit["square"]["classes_predicted"] == 1:
-        logits["verdict"] = "collapsed"
+    if logits["verdict"] == "alive" and orbit["square"]["classes_predicted"] == 1:
+        logits["verdict"] = ONE_CLASS
     return {**orbit, "taps": taps, "logits": logits}
 
 

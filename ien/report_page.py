@@ -100,10 +100,10 @@ def _range_of_errors(run: Run) -> str:
 
 def _warning(run: Run) -> str:
     bad = [f"{name} is {tap['verdict']}" for name, tap in run["taps"].items() if tap["verdict"] != "alive"]
-    if run["logits"]["verdict"] != "alive":
-        count = run["square"]["classes_predicted"]
-        classes = "one class" if count == 1 else f"{count} classes"
-        bad.append(f"the network itself is collapsed (it predicts {classes})")
+    if run["logits"]["verdict"] == "collapsed":
+        bad.append("the logits are collapsed")
+    elif run["logits"]["verdict"] != "alive":
+        bad.append("every image gets the same class, so that agreement says nothing")
     return f'<span class="bad">No merit: {escape("; ".join(bad))}.</span>' if bad else "No layer is collapsed."
 
 
@@ -257,7 +257,7 @@ def _figures(pictures: Mapping[str, tuple[bytes, str]], kinds: Sequence[str]) ->
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     def cell(text: str) -> str:
-        bad = ' class="bad"' if text in ("collapsed", "flat") else ""
+        bad = ' class="bad"' if text in ("collapsed", "flat", "one class") else ""
         return f"<td{bad}>{escape(text)}</td>"
 
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
