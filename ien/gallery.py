@@ -45,11 +45,11 @@ def stabilised(tapped: Tapped, image: Tensor, group: Group) -> Stabilised:
 
     Of each tap the pooled channel is shown that varies most over the unturned image's map.
     """
-    elements = _spread(group.elements, COLUMNS)
+    elements = _some_elements(group.elements)
     moved = torch.cat([group.act(image, element) for element in elements])
     _, maps = tapped(moved)
     drawable = [name for name, tap in maps.items() if square_side(tap) >= _SMALLEST]
-    names = _spread(drawable, TAPS, last=True)
+    names = _some_taps(drawable)
     return Stabilised(elements, _shown(moved), tuple(_view(name, maps[name], elements, group) for name in names))
 
 
@@ -96,10 +96,16 @@ def _shown(images: Tensor) -> np.ndarray:
     return seen.transpose(0, 2, 3, 1) if seen.shape[1] == 3 else seen.mean(axis=1)
 
 
-def _spread(items: Sequence, most: int, last: bool = False) -> tuple:
-    """At most so many of them, evenly: from the first on, with `last` up to the last."""
-    if len(items) <= most:
-        return tuple(items)
-    if last:
-        return tuple(items[round(place * (len(items) - 1) / (most - 1))] for place in range(most))
-    return tuple(items[place * len(items) // most] for place in range(most))
+def _some_elements(elements: Sequence[Element]) -> tuple[Element, ...]:
+    """At most `COLUMNS` of them, evenly, every second one moved by one: not only multiples of 90°."""
+    step = len(elements) // COLUMNS
+    if step < 2:
+        return tuple(elements[:COLUMNS])
+    return tuple(elements[place * len(elements) // COLUMNS + place % 2] for place in range(COLUMNS))
+
+
+def _some_taps(names: Sequence[str]) -> tuple[str, ...]:
+    """At most `TAPS` of them, evenly, the first and the last included."""
+    if len(names) <= TAPS:
+        return tuple(names)
+    return tuple(names[round(place * (len(names) - 1) / (TAPS - 1))] for place in range(TAPS))
