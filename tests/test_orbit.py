@@ -76,6 +76,25 @@ def test_a_turn_that_turns_the_answer_round_changes_the_logits_twofold() -> None
     assert found["over_orbit"]["agreement"] == found["over_orbit"]["agreement_group"] == 0
 
 
+class Sharp(nn.Module):
+    """Class 0 where a pixel is as bright as it was drawn."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack((images.amax(dim=(1, 2, 3)), torch.full((len(images),), 0.999)), dim=1)
+
+
+def test_agreement_is_with_the_image_as_it_is() -> None:
+    """Resampling blurs one bright pixel: every slanted copy is answered in another way, and only those."""
+    images = torch.zeros(5, 1, 8, 8)
+    images[:, :, 1, 2] = 1
+    found = figures(Sharp(), images, torch.ones(5, dtype=torch.long))
+    for row in found["elements"]:
+        assert row["agreement"] == row["exact"]
+        assert row["accuracy"] == (not row["exact"])
+    assert found["over_orbit"]["agreement_group"] == 1
+    assert found["over_orbit"]["agreement"] == 0
+
+
 def test_mirrored_copies_are_measured_too() -> None:
     """Mirrored left to right the spot stays above; turned by 180° and mirrored it is below."""
     found = by_name(figures(WhichHalf(), upper(), torch.zeros(5, dtype=torch.long), Group(4, True), mirrored=True))
