@@ -24,7 +24,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, jvp
+from torch.autograd import forward_ad
+from torch.func import functional_call
 
 from ien.activity import LOGITS
 from ien.taps import Tapped
@@ -109,11 +110,7 @@ def _derivatives(
 
     `scales` is by how much less the maps of a tap move than the image.
     """
-    with warnings.catch_warnings():
-        # The first time that torch differentiates forwards it calls what it has deprecated itself.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script")
-        pair: Any = jvp(outputs, (images,), (generator(images),))
-    values, slopes = pair
+    values, slopes = _pushed_forward(outputs, images, generator(images))
     found = {}
     for name, value in values.items():
         if name in scales:
@@ -123,6 +120,22 @@ def _derivatives(
         else:
             found[name] = torch.stack([part.square().sum() / part.shape[1] for part in (slopes[name], value)])
     return found
+
+
+def _pushed_forward(
+    outputs: Callable[[Tensor], Outputs], images: Tensor, slope: Tensor
+) -> tuple[Outputs, dict[str, Tensor]]:
+    """The outputs, and their derivatives along `slope`.
+
+    Not by `torch.func.jvp`: it hides the storage of every tensor that is made inside, and escnn's modules look at that.
+    """
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        # The first time that torch differentiates forwards it calls what it has deprecated itself.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        seen = outputs(forward_ad.make_dual(images, slope))
+        pairs = {name: forward_ad.unpack_dual(output) for name, output in seen.items()}
+        slopes = {name: torch.zeros_like(y) if dy is None else dy for name, (y, dy) in pairs.items()}
+        return {name: y for name, (y, _) in pairs.items()}, slopes
 
 
 def _power(maps: Tensor, mask: Tensor) -> Tensor:
