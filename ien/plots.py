@@ -49,6 +49,7 @@ CAPTIONS = {
     "layers.png": "0: the layer commutes with the group. A black line is the interpolation floor, below which nothing "
     "can be told apart; a hatched layer is equivariant only because it says nothing.",
 }
+_UNSEEN = 1e-3  # an error that is told in figures, because its bar would have no height
 MOST = len(COLOURS)  # rows that a picture can tell apart
 Row = Mapping[str, Any]  # of `comparison.compared`
 Run = Mapping[str, Any]  # of a report
@@ -60,10 +61,11 @@ def curves(rows: Sequence[Row], runs: Mapping[str, Run], images: int, split: str
         shown = rows[:MOST]
         of = [[runs[name] for name in row["runs"]] for row in shown]
         names = [label(row) for row in shown]
+        learnt = sum(not some[0].get("untrained") for some in of)  # those that are not stand last, and answer nothing
         what = f"{images:,} {'test' if split == 'test' else 'held-out'} images"
         figures = {
-            "accuracy.png": _accuracy(names, of, what),
-            "agreement.png": _over_the_angle(names, of, what),
+            "accuracy.png": _accuracy(names[:learnt], of[:learnt], what),
+            "agreement.png": _over_the_angle(names[:learnt], of[:learnt], what),
             "layers.png": _layers(names, of),
         }
         return {name: png(figure) for name, figure in figures.items()}
@@ -163,14 +165,15 @@ def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
     for number, some in enumerate(of):
         for column, layer in enumerate([*layers, "logits"]):
             place = column + (number - (len(of) - 1) / 2) * wide
-            _bar(axes, place, wide, COLOURS[number], [_of_layer(run, layer) for run in some])
+            found = [_of_layer(run, layer) for run in some if layer == "logits" or layer in run["taps"]]
+            _bar(axes, place, wide, COLOURS[number], found)
     axes.set_xticks(range(len(layers) + 1), [*layers, "logits"], rotation=0 if len(layers) < 9 else 45)
     axes.grid(axis="x", visible=False)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("‖f(g·x) − g·f(x)‖ / ‖f(x)‖")
     axes.set_xlabel("layer, from the image on; mean over the group's elements")
     handles: list[Any] = [Patch(color=COLOURS[number], label=name) for number, name in enumerate(names)]
-    found = [_of_layer(run, layer) for some in of for run in some for layer in layers]
+    found = [_of_layer(run, layer) for some in of for run in some for layer in run["taps"]]
     if any(one["floor"] for one in found):
         handles.append(Line2D([], [], color="black", linewidth=1.6, label="floor: interpolation alone"))
     if any(one["verdict"] != "alive" for one in found):
@@ -184,8 +187,9 @@ def _bar(axes: Axes, place: float, wide: float, colour: str, found: Sequence[Map
     errors = [one["error"] for one in found if one["error"] is not None]
     dead = any(one["verdict"] != "alive" for one in found)
     looks: dict[str, Any] = {"color": "white", "edgecolor": colour, "hatch": "////"} if dead else {"color": colour}
-    if not errors:
-        axes.annotate("n/a", (place, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7, color=GREY)
+    if not errors or statistics.fmean(errors) < _UNSEEN:  # nothing that a bar could show; no layer, no word
+        told = "" if not found else f"{statistics.fmean(errors):.0e}" if errors else "n/a"
+        _above(axes, place, told.replace("e-0", "e-").replace("-", "−"))
         return
     spread = statistics.stdev(errors) if len(errors) > 1 else None
     axes.bar(place, statistics.fmean(errors), 0.92 * wide, yerr=spread, ecolor=GREY, **looks)
@@ -194,14 +198,18 @@ def _bar(axes: Axes, place: float, wide: float, colour: str, found: Sequence[Map
         axes.plot([place - 0.46 * wide, place + 0.46 * wide], [statistics.fmean(floors)] * 2, color="black", lw=1.6)
 
 
+def _above(axes: Axes, place: float, told: str) -> None:
+    axes.annotate(
+        told, (place, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7, color=GREY, rotation=90
+    )
+
+
 def _of_layer(run: Run, layer: str) -> dict[str, Any]:
     if layer == "logits":
         rows = [row["logit_error"] for row in run["square"]["elements"][1:] if row["in_group"]]
         error = None if None in rows else statistics.fmean(rows)
         return {"error": error, "floor": None, "verdict": run["logits"]["verdict"]}
-    tap = run["taps"].get(layer)
-    if tap is None:
-        return {"error": None, "floor": None, "verdict": "alive"}
+    tap = run["taps"][layer]
     return {"error": tap["mean_error"], "floor": tap["mean_floor"], "verdict": tap["verdict"]}
 
 

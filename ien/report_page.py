@@ -19,13 +19,13 @@ _CSS = """
   --warn: #a23b00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --soft: #a2a9b2; --line: #3a3f45; --back: #16181b;
   --card: #202327; --warn: #ff9d5c; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 62rem;
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 68rem;
   margin: 2.5rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.8rem; } h3 { font-size: 1.02rem; }
 p { max-width: 46rem; } .soft, figcaption { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; margin: .4rem 0 1.4rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .28rem .55rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 7.5rem; }
 figure { margin: 1.4rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
@@ -80,9 +80,8 @@ def _in_short(run: Run, report: Report) -> str:
     """One paragraph on a run, and a warning where a layer is equivariant only because it says nothing."""
     orbit, group = run["square"]["over_orbit"], report["measured"]["group"]
     worst = min(run["square"]["elements"], key=lambda row: row["accuracy"])
-    untrained = " (untrained: its accuracy says nothing)" if run.get("untrained") else ""
     told = (
-        f" ({run['label']}){untrained}: accuracy {_percent(run['square']['accuracy'])} on the images as they are, "
+        f" ({run['label']}): accuracy {_percent(run['square']['accuracy'])} on the images as they are, "
         f"{_percent(orbit['accuracy'])} on average over all angles, {_percent(worst['accuracy'])} at worst "
         f"({worst['element']}). {_percent(orbit['agreement_group'])} of the images get one answer from all elements of "
         f"{group}. {_range_of_errors(run)}"
@@ -110,16 +109,19 @@ def _warning(run: Run) -> str:
 def _comparison(report: Report) -> str:
     figures = list(report["comparison"][0]["figures"])
     rows = [
-        [row["label"], "one seed" if row["n"] == 1 else f"{row['n']} seeds"]
-        + [_spread(row["figures"][name], name in _PERCENT) for name in figures]
+        [f"{row['label']} ({_seeds(row['n'])})"] + [_spread(row["figures"][name], name in _PERCENT) for name in figures]
         for row in report["comparison"]
     ]
     return "<h2>Side by side</h2>" + _table(
-        ["", "", *figures],
+        ["", *figures],
         rows,
         "Runs that differ in the seed alone are one row: mean ± standard deviation (n − 1) over the seeds. "
         "The calibration error is that of all answers over the orbit; layers that are not alive are left out of means.",
     )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _what_is_seen(report: Report) -> str:
