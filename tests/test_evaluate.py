@@ -18,6 +18,7 @@ from ien.groups import Group
 from tests.runs_made import finished_run
 from tests.symmetric import average_kernels
 
+ROOT = Path(__file__).parent.parent
 FEW = ("--images", "12", "--device", "cpu")
 
 
@@ -303,3 +304,9 @@ def test_without_escnn_it_is_named(
     monkeypatch.setitem(sys.modules, "escnn", None)
     line = refused(capsys, runs / "plain", "--peer", "escnn", "--no-pictures")
     assert "pip install escnn" in line
+
+
+def test_what_the_documentation_shows_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/measuring.md").read_text(), re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("alive ")
