@@ -34,6 +34,7 @@ from ien.trained import Trained
 
 FORMAT = 1  # of report.json
 JSON, HTML = "report.json", "report.html"
+_SHORT = 24  # signs of a label that a picture's title has room for
 Report = dict[str, Any]
 Pictures = dict[str, tuple[bytes, str]]  # by file name: PNG and caption
 
@@ -227,7 +228,7 @@ def _pictures(report: Report, networks: Sequence[Trained], group: Group, given: 
     for network in networks:
         if network.name not in first:
             continue
-        tapped, name = network.parts.tapped, f"{network.name} ({first[network.name]})"
+        tapped, name = network.parts.tapped, _titled(network.name, first[network.name])
         image = _image(network, given.split, given.image)
         seen = plots_images.draw_stabilised(name, gallery.stabilised(tapped, image, group))
         pictures[f"stabilised_{_slug(network.name)}.png"] = (seen, f"{name}: {plots_images.STABILISED}")
@@ -235,6 +236,10 @@ def _pictures(report: Report, networks: Sequence[Trained], group: Group, given: 
             drawn = plots_images.draw_filters(name, kernels)
             pictures[f"filters_{_slug(network.name)}.png"] = (drawn, f"{name}: {plots_images.FILTERS}")
     return pictures
+
+
+def _titled(name: str, label: str) -> str:
+    return f"{name} ({label})" if len(label) <= _SHORT else name
 
 
 def _image(network: Trained, split: str, place: int) -> Any:

@@ -102,7 +102,7 @@ def _accuracy(names: Sequence[str], of: Sequence[Sequence[Run]], what: str) -> F
             angles, means, _ = _averaged(some, "accuracy", flip)
             around = [math.radians(angle) for angle in [*angles, 360]]
             axes.plot(around, [100 * v for v in (*means, means[0])], **_line(number), marker="o", markersize=2.5)
-    figure.legend(handles=_handles(names), loc="outside lower center", ncols=min(3, len(names)))
+    _legend(figure, _handles(names))
     return figure
 
 
@@ -152,7 +152,7 @@ def _over_the_angle(names: Sequence[str], of: Sequence[Sequence[Run]], what: str
     panels[-1].set_xlim(0, 360)
     panels[-1].set_xlabel("turned counter-clockwise by (°)")
     figure.align_ylabels()
-    figure.legend(handles=_handles(names), loc="outside lower center", ncols=min(3, len(names)))
+    _legend(figure, _handles(names))
     return figure
 
 
@@ -178,7 +178,7 @@ def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
         handles.append(Line2D([], [], color="black", linewidth=1.6, label="floor: interpolation alone"))
     if any(one["verdict"] != "alive" for one in found):
         handles.append(Patch(facecolor="white", edgecolor=GREY, hatch="////", label="collapsed or flat: no merit"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    _legend(figure, handles)
     return figure
 
 
@@ -188,8 +188,8 @@ def _bar(axes: Axes, place: float, wide: float, colour: str, found: Sequence[Map
     dead = any(one["verdict"] != "alive" for one in found)
     looks: dict[str, Any] = {"color": "white", "edgecolor": colour, "hatch": "////"} if dead else {"color": colour}
     if not errors or statistics.fmean(errors) < _UNSEEN:  # nothing that a bar could show; no layer, no word
-        told = "" if not found else f"{statistics.fmean(errors):.0e}" if errors else "n/a"
-        _above(axes, place, told.replace("e-0", "e-").replace("-", "−"))
+        number = f"{statistics.fmean(errors):.0e}".replace("e-0", "e−") if errors else "n/a"
+        _above(axes, place, "" if not found else found[0]["verdict"] if dead else number)
         return
     spread = statistics.stdev(errors) if len(errors) > 1 else None
     axes.bar(place, statistics.fmean(errors), 0.92 * wide, yerr=spread, ecolor=GREY, **looks)
@@ -224,6 +224,12 @@ def _averaged(some: Sequence[Run], kind: str, flip: bool) -> tuple[list[float], 
     values = list(zip(*(_column(run, kind, flip)[1] for run in some), strict=True))
     spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
     return angles, [statistics.fmean(v) for v in values], spreads
+
+
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Below the figure; long names stand under one another."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=1 if longest > 36 else min(3, len(handles)))
 
 
 def _line(number: int) -> dict[str, Any]:
