@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 METRICS = "metrics.jsonl"
 MEAN = "relative_equivariance_error"  # of the taps' values TensorBoard gets the mean too
@@ -92,6 +95,31 @@ class Tracker:
     def _seconds_left(self, step: int) -> float:
         done = step - self._first
         return (time.monotonic() - self._began) / max(1, done) * (self._total - step)
+
+
+def write_report(
+    folder: Path, scalars: Iterable[tuple[str, float, int]], pictures: Mapping[str, bytes], step: int = 0
+) -> None:
+    """The figures of a report (name, value, step) and its pictures (PNG) for TensorBoard, in place of earlier ones."""
+    import numpy as np
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter  # all of them slow to import, and only needed here
+
+    for stale in folder.glob("events.out.tfevents.*"):
+        stale.unlink()
+    with SummaryWriter(str(folder)) as board:
+        for name, value, at in scalars:
+            board.add_scalar(name, value, at)
+        for name, picture in pictures.items():
+            pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+            board.add_image(name, pixels, step, dataformats="HWC")
+
+
+def progress(what: str, batches: Iterable[T], screen: TextIO = sys.stderr) -> Iterator[T]:
+    """The batches as they are; how far they are is seen on a terminal, and one line elsewhere."""
+    if not screen.isatty():
+        print(what, file=screen, flush=True)
+    yield from tqdm(batches, desc=what, file=screen, disable=not screen.isatty(), unit="batch", leave=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from ien import build, checkpoint, config, distributed, evaluate, ledger, stopping
+from ien import build, checkpoint, config, distributed, ledger, records, stopping
 from ien.alignment.warning import alignment_warning
 from ien.build import Parts
 from ien.config import Config
 from ien.distributed import Processes
 from ien.engine import set_precision
 from ien.errors import InputError, OneLineParser, told_in_one_line
-from ien.evaluate import Record
 from ien.ledger import Ledger
+from ien.records import Record
 from ien.runs import Folder
 from ien.stopping import STOPPED, Stopped, StopRequest
 from ien.tracking import write_json
@@ -83,7 +83,7 @@ def _run(
     if processes.agree("finished" if settings.training and folder.finished else ""):
         result = folder.result()
         done = f"{folder.path} is finished after {result['epochs']} epochs"
-        say(processes.first, f"{done}\n\n{evaluate.report_table(result)}")
+        say(processes.first, f"{done}\n\n{records.report_table(result)}")
         return result
     set_precision(settings.run.precision)
     parts = build.parts(settings, processes, stop)
@@ -144,10 +144,10 @@ def _test_again(parts: Parts, folder: Folder) -> Record:
         best = checkpoint.load(path)
     except checkpoint.DamagedError as damage:
         raise InputError(f"{path}: {damage}; train the run again in another save_dir") from damage
-    tested = evaluate.test(parts, best["model"], best["record"]["epoch"], best["record"]["step"], "test")
+    tested = records.test(parts, best["model"], best["record"]["epoch"], best["record"]["step"], "test")
     if parts.processes.first:
         write_json(folder.path / "evaluation.json", tested)
-    say(parts.processes.first, evaluate.report_table(tested))
+    say(parts.processes.first, records.report_table(tested))
     return tested
 
 

@@ -22,6 +22,7 @@ from ien.runs import Folder
 from ien.taps import Tapped
 
 WEIGHTS = {"best": checkpoint.BEST, "last": checkpoint.LAST}
+TESTED = "tested"  # those that the run was tested with
 _LISTED = 3  # names of each kind that a message holds
 _ADVICE = "write it with torch.save(model.state_dict(), …)"
 
@@ -49,7 +50,7 @@ class Trained:
 
 
 def of_run(folder: Path, which: str = "best", overrides: Sequence[str] = ()) -> Trained:
-    """The network of a finished run with its `best` or `last` weights (a key of `WEIGHTS`).
+    """The network of a finished run with its `best` or `last` weights (a key of `WEIGHTS`), or those it `TESTED`.
 
     `overrides` (`key=value`) may say where the data lie now (data.root). Raises `InputError` for a folder without a
     run, a run that is not finished, a checkpoint that is damaged, and data that are not those it was trained on.
@@ -65,8 +66,9 @@ def of_run(folder: Path, which: str = "best", overrides: Sequence[str] = ()) -> 
     settings = config.load(run.settings, overrides)
     if changed := config.differences(config.load(run.settings), settings):
         raise InputError(f"{folder} was trained with other settings ({'; '.join(changed)}); leave them out")
-    path = run.checkpoints / WEIGHTS[which]
-    state, summary = _checkpointed(path), run.result()
+    summary = run.result()
+    path = run.checkpoints / (summary["weights"] if which == TESTED else WEIGHTS[which])
+    state = _checkpointed(path, f"take other weights: --config {run.settings} --weights FILE")
     trained = _with_weights(settings, state, path, str(run.settings))
     _refuse_other_data(trained, summary["data"], folder)
     return Trained(settings, trained.data, trained.tapped, path, summary, _revision(folder / "environment.json"))
@@ -89,13 +91,13 @@ def _with_weights(settings: Config, state: dict[str, Tensor], path: Path, origin
     return Trained(settings, data, tapped.eval(), path)
 
 
-def _checkpointed(path: Path) -> dict[str, Tensor]:
+def _checkpointed(path: Path, advice: str) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = checkpoint.load(path)["model"]
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; take the run's other weights with --weights best or last") from error
+        raise InputError(f"{path} is missing; put it back, or {advice}") from error
     except checkpoint.DamagedError as damage:
-        raise InputError(f"{path}: {damage}; take the run's other weights with --weights best or last") from damage
+        raise InputError(f"{path}: {damage}; put a whole copy back, or {advice}") from damage
     return state
 
 
@@ -112,7 +114,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f'{path} needs safetensors; type: pip install -e ".[export]"') from error
     except Exception as error:  # of as many kinds as there are broken files
         raise InputError(f"{path} cannot be read as weights ({type(error).__name__}); {_ADVICE}") from error
-    state = state["model"] if isinstance(state, dict) and isinstance(state.get("model"), dict) else state
+    for key in ("model", "state_dict"):
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise InputError(f"{path} holds no weights by name; {_ADVICE}")
     return state

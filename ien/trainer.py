@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from ien import checkpoint, evaluate
+from ien import checkpoint, records
 from ien.build import Parts
 from ien.config import hyperparameters
 from ien.distributed import Agreement
 from ien.errors import InputError
-from ien.evaluate import Record, evaluation_record
 from ien.ledger import Ledger
 from ien.lock import Lock
 from ien.metrics import mean_errors
 from ien.pace import Pace
+from ien.records import Record, evaluation_record
 from ien.runs import Folder
 from ien.stopping import Stopped
 from ien.tracking import Tracker, write_json
@@ -87,7 +87,7 @@ class Trainer:
         finally:
             if self.tracker:
                 self.tracker.close()
-        say(self.processes.first, f"\n{evaluate.report_table(result)}\n\n{_where(self.folder)}")
+        say(self.processes.first, f"\n{records.report_table(result)}\n\n{_where(self.folder)}")
         return result
 
     def _train_epoch(self) -> float:
@@ -144,7 +144,7 @@ class Trainer:
             try:
                 val = evaluation_record("val", progress.epoch + 1, step, self.parts.validate())
                 if self._measures_equivariance(progress.epoch + 1):
-                    errors = evaluate.equivariance_by_element(self.parts, self.parts.tapped, "val")
+                    errors = records.equivariance_by_element(self.parts, self.parts.tapped, "val")
                     val["relative_equivariance_error"] = mean_errors(errors)
             except Stopped:
                 self._note_signal()
@@ -172,7 +172,7 @@ class Trainer:
         self.processes.wait()  # the first process has written them
         best = self._best()
         split, when = "test" if self.settings.run.test else "val", (best["record"]["epoch"], best["record"]["step"])
-        tested = evaluate.test(self.parts, best["model"], *when, split)
+        tested = records.test(self.parts, best["model"], *when, split)
         result = {
             **tested,
             "epochs": self.settings.tot_epochs,
