@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ien.groups import Element as Element
     from ien.groups import Group as Group
     from ien.metrics import equivariance_sums as equivariance_sums
+    from ien.metrics import mean_errors as mean_errors
     from ien.metrics import relative_errors as relative_errors
     from ien.models import MODELS as MODELS
     from ien.models import VGG as VGG
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ien.optim import CyclicLR as CyclicLR
     from ien.pooling import ChannelMaxPool as ChannelMaxPool
     from ien.taps import Tapped as Tapped
+    from ien.taps import tokens_as_map as tokens_as_map
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ _HOME = {
     "Element": "ien.groups",
     "Group": "ien.groups",
     "equivariance_sums": "ien.metrics",
+    "mean_errors": "ien.metrics",
     "relative_errors": "ien.metrics",
     "MODELS": "ien.models",
     "BasicCNN": "ien.models",
@@ -40,6 +43,7 @@ _HOME = {
     "CyclicLR": "ien.optim",
     "ChannelMaxPool": "ien.pooling",
     "Tapped": "ien.taps",
+    "tokens_as_map": "ien.taps",
 }
 __all__ = sorted(_HOME)
 
