@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from collections.abc import Callable, Sequence
@@ -91,6 +92,28 @@ class Tapped(nn.Module):
         except InputError as error:
             raise InputError(f"layer {name!r}: {error}; tap another layer, or take other filter groups") from None
         return pooled.clone() if self.pool.sizes == (1,) else pooled  # groups of one are the maps themselves
+
+
+def tappable(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
+    """The layers that can be tapped, in the order in which they run: name → (channels C, side S) of their maps.
+
+    One forward of a copy, in eval mode and without computing, tells which give square maps and run once.
+    """
+    copied = copy.deepcopy(model).to("meta").eval()
+    seen: dict[str, list[Any]] = {}
+    for name, layer in copied.named_modules():
+        if name:
+            layer.register_forward_hook(
+                lambda _layer, _inputs, output, name=name: seen.setdefault(name, []).append(output)
+            )
+    with torch.no_grad():
+        copied(images.to("meta"))
+    maps = {name: outputs[0] for name, outputs in seen.items() if len(outputs) == 1}
+    return {
+        name: (output.shape[1], output.shape[2])
+        for name, output in maps.items()
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]
+    }
 
 
 class _Keeper:

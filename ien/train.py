@@ -160,6 +160,9 @@ def _described(parts: Parts, folder: Folder, everyone: list[dict[str, Any]]) -> 
         f"{parts.batches.steps_per_epoch:,} steps of {settings.batch_size} an epoch on {processes.count} × "
         f"{processes.device.type}",
     ]
+    if settings.pretrained:
+        anew = f"; {', '.join(parts.anew)} start anew for {len(data.classes)} classes" if parts.anew else ""
+        lines.append(f"weights from {settings.pretrained}{anew}")
     if processes.count > 1:
         lines += [_described_host(host, [one for one in everyone if one["host"] == host]) for host in _hosts(everyone)]
     readers = settings.data.workers if not parts.batches.resident else 0
