@@ -58,6 +58,7 @@ class Config(Settings):
     taps: Annotated[tuple[LayerName, ...], Field(min_length=1, strict=False)] | None = Field(
         default=None,
         description="layers whose maps are compared; null: the network's own taps (torchvision, timm: required)",
+        json_schema_extra={"allowed": "a list of names of layers, as in [layer1, layer2], or null"},
     )
     pretrained: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="weights to start from: a local .pt, .pth or .safetensors file"
