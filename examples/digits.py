@@ -1,4 +1,4 @@
-"""What the examples share: scikit-learn's handwritten digits, turned by uniform angles, 28×28 (embedded: no download)."""
+"""What the examples share: handwritten digits, turned by any angle (embedded: no download), and a small network."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def batches(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
             step += 1
 
 
+def small_network() -> nn.Sequential:
+    """An ordinary network: images (B, 1, 28, 28) → logits (B, 10); its blocks are called `0` to `3`."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
 @lru_cache
 def data(split: str) -> TensorDataset:
     """1,297 images to train on, 500 to test."""
@@ -49,6 +62,10 @@ def accuracy(model: nn.Module) -> float:
     right = [model(images).argmax(dim=1) == labels for images, labels in DataLoader(data("test"), batch_size=100)]
     model.train()
     return float(torch.cat(right).float().mean())
+
+
+def shown(errors: dict[str, float | None]) -> str:
+    return ", ".join(f"{error:.3f} (layer {name})" for name, error in errors.items())
 
 
 def relative_error(tapped: Tapped, group: Group) -> dict[str, float | None]:

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from digits import accuracy, batches, relative_error, steps_asked_for
+from digits import accuracy, batches, relative_error, shown, small_network, steps_asked_for
 from torch import nn
 
 from ien import EquivariantObjective, Tapped
 
-LAYERS = ["0", "1"]
+LAYERS = ["0", "1", "2"]
 
 
 def main(arguments: list[str] | None = None) -> list[float]:
-    steps = steps_asked_for(arguments, __doc__, default=120)
+    steps = steps_asked_for(arguments, __doc__, default=300)
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(32, 64, 5, padding=2), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, 10),
-    )
+    model = small_network()
     train_ordinarily(model, steps)
     objective = EquivariantObjective("R4", beta_weight=1.0, loss="relative")
     with Tapped(model, LAYERS, pool="R4") as tapped:
@@ -57,8 +51,7 @@ def fine_tune(tapped: Tapped, objective: EquivariantObjective, steps: int) -> li
 
 def tell(when: str, tapped: Tapped, objective: EquivariantObjective) -> None:
     errors = relative_error(tapped, objective.group)
-    shown = ", ".join(f"{error:.3f} (layer {name})" for name, error in errors.items())
-    print(f"{when}: test accuracy {100 * accuracy(tapped.model):.1f} %, relative equivariance error {shown}")
+    print(f"{when}: test accuracy {100 * accuracy(tapped.model):.1f} %, relative equivariance error {shown(errors)}")
 
 
 if __name__ == "__main__":

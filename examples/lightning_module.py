@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import lightning
 import torch
-from digits import accuracy, data, steps_asked_for
+from digits import accuracy, data, small_network, steps_asked_for
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,16 +34,12 @@ class Equivariant(lightning.LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> list[float]:
-    steps = steps_asked_for(arguments, __doc__, default=160)
+    steps = steps_asked_for(arguments, __doc__, default=300)
     lightning.seed_everything(0, verbose=False)
-    model = nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(32, 64, 5, padding=2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, 10),
-    )
+    model = small_network()
+    losses = Losses()
     trainer = lightning.Trainer(
+        callbacks=[losses],
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
@@ -52,9 +48,10 @@ def main(arguments: list[str] | None = None) -> list[float]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module, losses = Equivariant(model, layers=["0", "1"]), Losses()
-    trainer.callbacks.append(losses)
-    trainer.fit(module, DataLoader(data("train"), batch_size=32, shuffle=True, drop_last=True))
+    trainer.fit(
+        Equivariant(model, layers=["0", "1", "2"]),
+        DataLoader(data("train"), batch_size=32, shuffle=True, drop_last=True),
+    )
     logged = ", ".join(f"{name} {value:.3f}" for name, value in sorted(trainer.callback_metrics.items()))
     print(f"after {trainer.global_step} steps: {logged}")
     print(f"test accuracy {100 * accuracy(model):.1f} %")
