@@ -87,9 +87,10 @@ def test_checkpointing_that_would_cut_the_gradients_is_refused(network: Branched
         assert Tapped(network, LAYERS, 4)(torch.rand(2, 1, 9, 9))[1].keys() == set(LAYERS)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, where a graph is cut
 @pytest.mark.parametrize("reentrant", [None, False])
 def test_compiled_networks_have_the_same_loss_and_gradients(network: Branched, reentrant: bool | None) -> None:
-    """With the graph of `torch.compile` and without its code generator, which takes a minute; in one graph but for checkpointing."""
+    """With the graph of `torch.compile` (one, but for checkpointing) and without its code generator, which is slow."""
     total, gradients = step(copy.deepcopy(network))
     network.reentrant, whole = reentrant, reentrant is None
     again, compiled = step(network, lambda tapped: torch.compile(tapped, backend="aot_eager", fullgraph=whole))

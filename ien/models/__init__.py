@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from ien.groups import Group
 from ien.models import basic_cnn, resnet, vgg
 from ien.models.basic_cnn import BasicCNN
-from ien.models.libraries import library_network, of_library
+from ien.models.libraries import LIBRARIES, library_network, of_library
 from ien.models.resnet import Resnet18
 from ien.models.vgg import VGG
 from ien.models.weights import load_weights
 from ien.pooling import PRESETS, ChannelMaxPool
 
 __all__ = [
+    "LIBRARIES",
     "MODELS",
     "VGG",
     "BasicCNN",
