@@ -50,12 +50,12 @@ def test_any_network_learns_and_stays_what_it_is(name: str) -> None:
     plain = copy.deepcopy(tapped)
     plain.close()
     images, labels = torch.rand(4, 3, side, side), torch.arange(4)
-    objective = EquivariantObjective("R4", beta_weight=0.3, loss="relative")
-    optimizer = torch.optim.Adam(tapped.parameters(), lr=1e-3)
+    objective = EquivariantObjective("R4", beta_weight=2.0, loss="relative")
+    optimizer = torch.optim.Adam(tapped.parameters(), lr=2e-3)
     keys = list(tapped.model.state_dict())
     assert torch.equal(plain.eval().model(images), tapped.eval()(images)[0])
     tapped.train()
-    terms = [step(tapped, objective, optimizer, images, labels) for _ in range(6)]
+    terms = [step(tapped, objective, optimizer, images, labels) for _ in range(8)]
     assert terms[-1]["total"] < 0.8 * terms[0]["total"]
     assert terms[-1]["equivariance"] < 0.8 * terms[0]["equivariance"]
     assert list(tapped.model.state_dict()) == keys == list(plain.model.state_dict())
@@ -77,6 +77,9 @@ def step(
 def test_a_compiled_network_has_the_same_loss(name: str) -> None:
     torch.manual_seed(0)
     tapped = Tapped(library_network(name, CLASSES), COMPILED[name], pool="R4")
+    for layer in tapped.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
     images, labels = torch.rand(3, 3, 33, 33), torch.arange(3)
     objective, losses = EquivariantObjective("R4"), []
     for network in (tapped, torch.compile(copy.deepcopy(tapped), backend="aot_eager")):
