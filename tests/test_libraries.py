@@ -165,6 +165,7 @@ def test_yaml_names_a_class_of_ones_own() -> None:
     assert (parts.tapped.layers, parts.tapped.model.first.out_channels) == (("first",), 8)
     for settings, line in (
         ({"model": f"{here}:not_a_network"}, "tests.test_libraries has no nn.Module called 'not_a_network'"),
+        ({"model": f"{here}:Path"}, "tests.test_libraries has no nn.Module called 'Path'"),
         ({"model": "os:system"}, "os has no nn.Module called 'system'"),
         ({"model": "nowhere.at_all:Net"}, r"cannot be imported \(No module named 'nowhere'\); put the folder"),
         ({"model": f"{here}:Nameless"}, "taps: is required, because tests.test_libraries:Nameless has no attribute"),

@@ -62,11 +62,12 @@ def network() -> Branched:
 def test_in_place_activations_do_not_reach_what_was_tapped_before_them(network: Branched) -> None:
     images = torch.rand(2, 1, 9, 9)
     network.eval()
-    raw = network.stem[0](images)
+    raw = network.left[0](network.stem(images))
+    assert raw.min() < 0
     for pool in (1, 4):
-        _, maps = Tapped(network, ["stem.0", "stem"], pool)(images)
-        assert torch.equal(maps["stem.0"], ChannelMaxPool([pool])(raw))
-        assert torch.equal(maps["stem"], ChannelMaxPool([pool])(network.stem(images)))
+        _, maps = Tapped(network, ["left.0", "left"], pool)(images)
+        assert torch.equal(maps["left.0"], ChannelMaxPool([pool])(raw))
+        assert torch.equal(maps["left"], ChannelMaxPool([pool])(raw.relu()))
 
 
 def test_checkpointing_changes_neither_loss_nor_gradients(network: Branched) -> None:
