@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ien.groups import Element as Element
     from ien.groups import Group as Group
     from ien.metrics import equivariance_sums as equivariance_sums
+    from ien.metrics import mean_errors as mean_errors
     from ien.metrics import relative_errors as relative_errors
     from ien.models import MODELS as MODELS
     from ien.models import VGG as VGG
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ien.symmetry import project as project
     from ien.symmetry import weight_distance as weight_distance
     from ien.taps import Tapped as Tapped
+    from ien.taps import tokens_as_map as tokens_as_map
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ _HOME = {
     "Element": "ien.groups",
     "Group": "ien.groups",
     "equivariance_sums": "ien.metrics",
+    "mean_errors": "ien.metrics",
     "relative_errors": "ien.metrics",
     "MODELS": "ien.models",
     "BasicCNN": "ien.models",
@@ -50,6 +53,7 @@ _HOME = {
     "project": "ien.symmetry",
     "weight_distance": "ien.symmetry",
     "Tapped": "ien.taps",
+    "tokens_as_map": "ien.taps",
 }
 __all__ = sorted(_HOME)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +40,7 @@ class Parts:
     tapped: Tapped
     symmetry: Symmetry | None
     engine: Engine
+    anew: tuple[str, ...] = ()  # weights that `pretrained` does not give
 
     @property
     def eval_batch_size(self) -> int:
@@ -85,11 +88,12 @@ def parts(settings: Config, processes: Processes, stop: StopRequest | None = Non
             "run.test: false, and no images are held out to measure; write data.val_split=0.1, or run.test=true"
         )
     batches = _batches(settings, dataset, processes)
-    tapped = make_network(settings, group, dataset).to(processes.device)
+    tapped, anew = _network(settings, group, dataset)
+    tapped.to(processes.device)
     symmetry = make_symmetry(settings, tapped)
     engine = _engine(settings, group, tapped, symmetry, batches, processes)
     engine.stop = stop or engine.stop
-    return Parts(settings, processes, dataset, batches, tapped, symmetry, engine)
+    return Parts(settings, processes, dataset, batches, tapped, symmetry, engine, anew)
 
 
 def make_group(settings: Config) -> Group:
@@ -111,30 +115,69 @@ def make_pool(settings: Config, group: Group) -> ChannelMaxPool:
 
 
 def make_network(settings: Config, group: Group, dataset: Dataset) -> Tapped:
-    """The tapped network with its initial weights, which depend on `run.seed` and `symmetry` alone."""
-    pool = make_pool(settings, group)
+    """The tapped network with its initial weights, which depend on `run.seed`, `pretrained` and `symmetry` alone.
+
+    Raises `InputError` for a network, taps or weights that cannot be, before anything is computed.
+    """
+    return _network(settings, group, dataset)[0]
+
+
+def _network(settings: Config, group: Group, dataset: Dataset) -> tuple[Tapped, tuple[str, ...]]:
+    """The tapped network, and the weights that `pretrained` leaves at their initial values."""
+    pool, classes, channels = make_pool(settings, group), len(dataset.classes), dataset.channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.run.seed)
+        if models.of_library(settings.model):
+            network = models.library_network(settings.model, classes, channels, settings.network.arguments)
+        else:
+            network = _paper_network(settings, group, pool, classes, channels)
+    anew = models.load_weights(network, settings.pretrained, classes) if settings.pretrained else ()
+    if settings.symmetry.start == "equivariant" or settings.symmetry.tied:
+        Symmetry(network, symmetry_group(settings), pool).start()
+    taps = settings.taps or getattr(network, "taps", None)
+    if not taps:
+        raise InputError(
+            f"taps: is required, because {settings.model} has no attribute `taps`; write names of its layers as a list "
+            f"(`python -m ien.models {settings.model}` lists them)"
+        )
+    with _told_of_taps():
+        tapped = Tapped(network, taps, pool)
+    _check_side(tapped, channels, image_side(settings) or dataset.side)
+    return tapped, anew
+
+
+def _paper_network(settings: Config, group: Group, pool: ChannelMaxPool, classes: int, channels: int) -> nn.Module:
     entry = models.MODELS[settings.model]
     width = settings.network.width or models.default_width(settings.model, group, pool)
     kernels = {"published_kernels": True} if settings.network.published_kernels else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.run.seed)
-        network = entry.build(width, pool, len(dataset.classes), dataset.channels, **kernels)
-    if settings.symmetry.start == "equivariant" or settings.symmetry.tied:
-        Symmetry(network, symmetry_group(settings), pool).start()
-    _check_side(network, dataset.channels, image_side(settings))
-    return Tapped(network, network.taps, pool)
+    return entry.build(width, pool, classes, channels, **kernels)
 
 
-def _check_side(network: nn.Module, channels: int, side: int) -> None:
-    """Try the shapes without computing: `InputError` where the images are too small for the layers."""
-    shapes = copy.deepcopy(network).to("meta").eval()
+def _check_side(tapped: Tapped, channels: int, side: int) -> None:
+    """Try the shapes without computing: `InputError` where images do not fit the layers, or maps cannot be tapped."""
+    shapes = copy.deepcopy(tapped).to("meta").eval()
     try:
-        shapes(torch.empty(1, channels, side, side, device="meta"))
-    except RuntimeError as error:
+        with _told_of_taps():
+            shapes(torch.empty(1, channels, side, side, device="meta"))
+    except InputError:
+        raise
+    except NotImplementedError:  # a layer that has no shapes without numbers; the first step will tell
+        return
+    except (RuntimeError, AssertionError, ValueError) as error:
+        made_for = getattr(tapped.model, "image_side", None)
+        advice = f"leave it out for {made_for}, or write a larger one" if made_for else "write another one"
         raise InputError(
-            f"data.image_size: images of {side}×{side} do not fit through {type(network).__name__} "
-            f"({str(error).splitlines()[0]}); leave it out for {network.image_side}, or write a larger one"
+            f"data.image_size: images of {side}×{side} do not fit through {type(tapped.model).__name__} "
+            f"({[*str(error).splitlines(), ''][0]}); {advice}"
         ) from error
+
+
+@contextlib.contextmanager
+def _told_of_taps() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"taps: {error}") from None
 
 
 def symmetry_group(settings: Config) -> Group:
@@ -172,9 +215,13 @@ def open_data(settings: Config) -> Dataset:
     )
 
 
-def image_side(settings: Config) -> int:
-    """The side to which images are resized: the setting, or the one that the network was made for."""
-    return settings.data.image_size or models.MODELS[settings.model].build.image_side
+def image_side(settings: Config) -> int | None:
+    """The side to which images are resized: the setting, or the one that a network of the paper was made for.
+
+    None: they stay as they are.
+    """
+    made_for = None if models.of_library(settings.model) else models.MODELS[settings.model].build.image_side
+    return settings.data.image_size or made_for
 
 
 def mixed(*numbers: int) -> int:

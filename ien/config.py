@@ -2,7 +2,8 @@
 
 `load("configs/quickstart.yaml", ["beta_weight=0.1"])` reads a file over those that it `extends:`, and `key=value` over
 both. At the top level stand the names and defaults of the published code (https://github.com/transmuteAI/implicit-networks),
-so that a published `params` works unchanged; what is new stands in sections. `python -m ien.config` lists all.
+so that a published `params` works unchanged, and `taps` and `pretrained` beside the `model` that they belong to; what
+else is new stands in sections. `python -m ien.config` lists all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -25,6 +26,8 @@ from ien.config_sections import (
     DataSettings,
     GroupSettings,
     LaunchSettings,
+    LayerName,
+    LibraryModel,
     NetworkSettings,
     ObjectiveSettings,
     OptimizerSettings,
@@ -41,6 +44,8 @@ PRESETS = {
     "R8-4-2": ((8, 2, 1), (8, 4, 2)),
     "R4-2-1": ((8, 2, 1), (4, 2, 1)),
 }
+PAPER_MODELS = "BasicCNN, Resnet18, VGG"
+MODEL_NAMES = f"{PAPER_MODELS}, torchvision/NAME, timm/NAME or package.module:Class"
 
 
 class Config(Settings):
@@ -49,7 +54,18 @@ class Config(Settings):
     dataset: Literal["digits", "rot_mnist", "scale_mnist", "rot_tim", "image_folder"] = Field(
         description="what is seen"
     )
-    model: Literal["BasicCNN", "Resnet18", "VGG"] = Field(description="the network")
+    model: Literal["BasicCNN", "Resnet18", "VGG"] | LibraryModel = Field(
+        description="the network: of the paper, of torchvision or timm, or a class of one's own",
+        json_schema_extra={"allowed": MODEL_NAMES},
+    )
+    taps: Annotated[tuple[LayerName, ...], Field(min_length=1, strict=False)] | None = Field(
+        default=None,
+        description="layers whose maps are compared; null: the network's own taps (torchvision, timm: required)",
+        json_schema_extra={"allowed": "a list of names of layers, as in [layer1, layer2], or null"},
+    )
+    pretrained: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="weights to start from: a local .pt, .pth or .safetensors file"
+    )
     reflection: bool = Field(
         default=False, description="flips too: the dihedral group; with rot_tim: the data set R2-TIM"
     )
@@ -132,6 +148,7 @@ class Config(Settings):
         if self.cyc_size > self.tot_epochs:
             problem = f"a cycle of {self.cyc_size} epochs does not fit into tot_epochs {self.tot_epochs}"
             raise _refused("cyc_size", f"{problem}; write {self.tot_epochs} or fewer")
+        self._network_is_whole()
         if self.network.published_kernels and self.model != "VGG":
             raise _refused("network.published_kernels", f"is of VGG alone, and model is {self.model}; write false")
         if self.objective.augment == "none" and self.beta_weight > 0:
@@ -151,6 +168,18 @@ class Config(Settings):
             raise _refused("mode", f"'R1' is no group; {_GROUPS}")
         if 1 in self.group.scales:
             raise _refused("group.scales", "1 is always among them; leave it out, as in [0.8, 1.25]")
+
+    def _network_is_whole(self) -> None:
+        if self.network.arguments and ":" not in self.model:
+            raise _refused("network.arguments", f"is for package.module:Class, and model is {self.model}; remove it")
+        if not set("/:") & set(self.model):
+            return
+        if self.network.width is not None:
+            advice = "remove it" if "/" in self.model else "write network.arguments: {width: …}, if the class has it"
+            raise _refused("network.width", f"is of {PAPER_MODELS}, and model is {self.model}; {advice}")
+        if self.taps is None and "/" in self.model:
+            advice = f"`python -m ien.models {self.model}` lists them"
+            raise _refused("taps", f"is required for {self.model}; write names of its layers as a list ({advice})")
 
     def _has_filter_groups(self) -> None:
         ratio, sizes = self.ratio, self.mplc_kernel_size

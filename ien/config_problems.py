@@ -106,9 +106,10 @@ def _nearest(key: str, known: Collection[str]) -> str:
 
 
 def _meant(value: Any, schema: dict[str, Any]) -> str:
-    if not isinstance(value, str) or "enum" not in schema:
+    listed = [choice for member in (schema, *schema.get("anyOf", ())) for choice in member.get("enum", ())]
+    if not isinstance(value, str) or not listed:
         return ""
-    choices = {choice.lower(): choice for choice in schema["enum"]}
+    choices = {choice.lower(): choice for choice in listed}
     near = difflib.get_close_matches(value.lower(), choices, n=1)
     return f"; did you mean {choices[near[0]]}?" if near else ""
 

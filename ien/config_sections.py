@@ -11,6 +11,11 @@ Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]  # YAML has lists only
 Weight = Annotated[float, Field(ge=0)]
 Scales = Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(strict=False)]
+LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+LibraryModel = Annotated[
+    str,
+    Field(pattern=r"^(torchvision/[a-z0-9_]+|timm/[A-Za-z0-9_.-]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$"),
+]
 
 
 class Settings(BaseModel):
@@ -37,6 +42,11 @@ class GroupSettings(Settings):
 class NetworkSettings(Settings):
     width: Count | None = Field(default=None, description="base channels; null: as published for the mode or preset")
     published_kernels: bool = Field(default=False, description="VGG: the published kernels 3 2 3 2 3 3 2 3")
+    arguments: dict[str, bool | int | float | str | list[bool | int | float | str]] = Field(
+        default={},
+        description="package.module:Class: what its __init__ takes besides classes and in_channels",
+        json_schema_extra={"allowed": "a mapping of names, each to a number, text, true, false or a list of these"},
+    )
 
 
 class ObjectiveSettings(Settings):

@@ -79,7 +79,7 @@ def about(trained: Trained) -> dict[str, str]:
         "classes": data.classes,
         "input": {
             "name": "images",
-            "shape": ["batch", data.channels, *[build.image_side(settings)] * 2],
+            "shape": ["batch", data.channels, *[build.image_side(settings) or data.side] * 2],
             "type": "float32",
             "range": [0, 1],
             "normalisation": "none: 8-bit values divided by 255, resized bilinearly to this shape",

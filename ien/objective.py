@@ -86,15 +86,15 @@ class Terms:
 
 
 class EquivariantObjective:
-    """The objective of implicit equivariance.
+    """The objective of implicit equivariance; in a loop of one's own `objective.terms(tapped, images, labels)`.
 
-    `loss` is `mse` (published) or `relative`; `tap_weights` gives the weight of taps that do not have weight 1;
-    `stop_gradient` pulls the second view alone towards the first.
+    `group` may be a name, as in `Group.from_name`; `loss` is `mse` (published) or `relative`; `tap_weights` gives the
+    weight of taps that do not have weight 1; `stop_gradient` pulls the second view alone towards the first.
     """
 
     def __init__(
         self,
-        group: Group,
+        group: Group | str,
         beta_weight: float = 1.0,
         loss: str = "mse",
         tap_weights: Mapping[str, float] | None = None,
@@ -102,9 +102,34 @@ class EquivariantObjective:
     ):
         if loss not in TERMS:
             raise InputError(f"loss {loss!r} is unknown; take one of {', '.join(TERMS)}")
-        self.group, self.beta_weight, self.loss = group, beta_weight, loss
+        self.group = Group.from_name(group) if isinstance(group, str) else group
+        self.beta_weight, self.loss = beta_weight, loss
         self.tap_weights, self.stop_gradient = dict(tap_weights or {}), stop_gradient
         self._told: set[str] = set()
+        self._dealt = 0  # second views that `views` has planned
+
+    def terms(
+        self,
+        network: Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]],
+        images: Tensor,
+        labels: Tensor,
+        beta: float | None = None,
+        second_views: float = 1.0,
+    ) -> Terms:
+        """One step's worth: plan the views, see both in one forward, take the terms; images (B, C, S, S), labels (B,).
+
+        `network` is a `Tapped`, also in `torch.compile` or DistributedDataParallel; `second_views` the share of the
+        images that is seen twice. Raises `InputError` where the network gives no logits (B, K).
+        """
+        views = self.views(len(images), second_views)
+        logits, maps = network(self.both_views(images, views))
+        return self(logits, maps, labels, views, beta)
+
+    def views(self, images: int, second_views: float = 1.0) -> Views:
+        """`Views.plan` for the next batch: over all calls the elements are dealt out evenly."""
+        views = Views.plan(self.group, images, second_views, self._dealt)
+        self._dealt += views.second
+        return views
 
     def both_views(self, images: Tensor, views: Views) -> Tensor:
         """[images; g·images]: (B, C, S, S) → (B + second, C, S, S)."""
@@ -124,11 +149,18 @@ class EquivariantObjective:
 
         `beta` replaces `beta_weight` for this batch (a warm-up); a tensor () is taken for positive.
         """
+        means, counts = _classification(logits, labels, views)
+        penalty = self.penalty(maps, views, beta)
+        return Terms(means["classification"] + penalty.total, _detached(means) | penalty.means, counts | penalty.counts)
+
+    def penalty(self, maps: Mapping[str, Tensor], views: Views, beta: float | Tensor | None = None) -> Terms:
+        """The terms without the classification, for a task with a loss of its own: add their `total` to that."""
         beta = self.beta_weight if beta is None else beta
         weighs = isinstance(beta, Tensor) or beta > 0
         self.check_taps(maps)
-        means, counts = _classification(logits, labels, views)
-        penalty = torch.zeros((), device=logits.device)
+        means: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        nothing = penalty = torch.zeros((), device=next((tap.device for tap in maps.values()), None))
         for name, tap in maps.items():
             means[f"power/{name}"] = tap[: views.images].detach().float().square().mean()
             counts[f"power/{name}"] = views.whole_images
@@ -141,8 +173,7 @@ class EquivariantObjective:
             penalty = penalty + self.tap_weights.get(name, 1.0) * term
         if views.whole_second:
             means["equivariance"], counts["equivariance"] = penalty.detach(), views.whole_second
-        total = means["classification"] + beta * penalty if weighs else means["classification"]
-        return Terms(total, {name: mean.detach() for name, mean in means.items()}, counts)
+        return Terms(beta * penalty if weighs else nothing, _detached(means), counts)
 
     def _equivariance(self, tap: Tensor, views: Views) -> Tensor:
         """The sum over this share's compared images of one tap's term."""
@@ -224,7 +255,17 @@ def warmed_up(beta_weight: float, epochs: float, warmup_epochs: float) -> float:
     return beta_weight * min(1.0, epochs / warmup_epochs) if warmup_epochs else beta_weight
 
 
+def _detached(means: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mean.detach() for name, mean in means.items()}
+
+
 def _classification(logits: Tensor, labels: Tensor, views: Views) -> tuple[dict[str, Tensor], dict[str, int]]:
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"the network gives {what}, no logits (B, K); build it without auxiliary outputs, or take `penalty` and a "
+            "loss of your own"
+        )
     both = torch.cat((labels, labels[: views.second])) if views.second else labels
     right = (logits.detach().argmax(dim=1) == both).double()  # counts, exactly
     counts = {"classification": views.whole_images + views.whole_second, "accuracy": views.whole_images}

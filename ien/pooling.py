@@ -7,6 +7,7 @@ By their maximum. Homogeneous: all groups hold k channels. Heterogeneous: the ch
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -39,11 +40,20 @@ class ChannelMaxPool(nn.Module):
 
     @classmethod
     def from_name(cls, name: str) -> ChannelMaxPool:
-        """A preset of the paper: R8-4-2-1, R8-4-2 or R4-2-1."""
+        """A preset of the paper (R8-4-2-1, R8-4-2, R4-2-1), or R<N>: filter groups of N channels."""
+        if re.fullmatch(r"R[1-9][0-9]*", name):
+            return cls([int(name[1:])])
         if name not in PRESETS:
-            raise InputError(f"no filter groups are called {name!r}; take one of {', '.join(PRESETS)}")
+            raise InputError(f"no filter groups are called {name!r}; take one of {', '.join(PRESETS)}, or R<N>")
         ratio, sizes = PRESETS[name]
         return cls(sizes, ratio)
+
+    @classmethod
+    def of(cls, pool: ChannelMaxPool | str | int) -> ChannelMaxPool:
+        """The pool itself, the one of that name, or the one with filter groups of so many channels."""
+        if isinstance(pool, str):
+            return cls.from_name(pool)
+        return cls([pool]) if isinstance(pool, int) else pool
 
     @property
     def multiple(self) -> int:

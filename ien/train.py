@@ -161,6 +161,9 @@ def _described(parts: Parts, folder: Folder, everyone: list[dict[str, Any]]) -> 
         f"{parts.batches.steps_per_epoch:,} steps of {settings.batch_size} an epoch on {processes.count} × "
         f"{processes.device.type}",
     ]
+    if settings.pretrained:
+        anew = f"; {', '.join(parts.anew)} start anew for {len(data.classes)} classes" if parts.anew else ""
+        lines.append(f"weights from {settings.pretrained}{anew}")
     if processes.count > 1:
         lines += [_described_host(host, [one for one in everyone if one["host"] == host]) for host in _hosts(everyone)]
     readers = settings.data.workers if not parts.batches.resident else 0
@@ -171,7 +174,7 @@ def _described(parts: Parts, folder: Folder, everyone: list[dict[str, Any]]) -> 
             "workers; ask for more with launch.cpus_per_task, or write data.workers=0"
         )
     if settings.beta_weight > 0:
-        side, group = build.image_side(settings), parts.engine.objective.group
+        side, group = build.image_side(settings) or data.side, parts.engine.objective.group
         lines += filter(None, [alignment_warning(parts.tapped.model, side, data.channels, group, str(folder.path))])
     return "\n".join(lines)
 

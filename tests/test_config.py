@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_the_defaults_are_the_published_ones() -> None:
     assert {name: value for name, value in plain.model_dump().items() if name not in config.SECTIONS} == {
         "dataset": "digits",
         "model": "BasicCNN",
+        "taps": None,  # new, beside the model that they belong to
+        "pretrained": None,
         "reflection": False,
         "heterogeneous": False,
         "mode": "R4",
@@ -124,7 +127,9 @@ def test_the_names_are_those_of_the_tables() -> None:
     from ien import data, models, pooling
 
     choices = config.by_dotted_key(Config)
-    assert choices["model"]["enum"] == list(models.MODELS)
+    assert choices["model"]["anyOf"][0]["enum"] == list(models.MODELS)
+    assert ", ".join(models.MODELS) == config.PAPER_MODELS
+    assert all(re.match(choices["model"]["anyOf"][1]["pattern"], f"{name}/x") for name in models.LIBRARIES)
     assert set(choices["dataset"]["enum"]) == set(data.DATASETS)
     assert config.PRESETS == pooling.PRESETS
     assert [member["enum"] for member in choices["heterogeneous"]["anyOf"][1:]] == [list(pooling.PRESETS)]
@@ -289,6 +294,30 @@ def test_every_setting_has_an_origin_and_a_meaning(tmp_path: Path) -> None:
             "batch_size: 32 does not divide by 24 "
             "(launch.nodes × launch.tasks_per_node × optimizer.accumulate = 2 × 3 × 4); write 24 or 48",
         ),
+        (
+            "",
+            ["model=resnet18"],
+            "command line: model: 'resnet18' is not allowed; write BasicCNN, Resnet18, VGG, torchvision/NAME, "
+            "timm/NAME or package.module:Class; did you mean Resnet18?",
+        ),
+        (
+            "",
+            ["model=timm/convnext_atto"],
+            "x.yaml: taps: is required for timm/convnext_atto; write names of its layers as a list "
+            "(`python -m ien.models timm/convnext_atto` lists them)",
+        ),
+        ("taps: block1", [], "x.yaml:3: taps: 'block1' is not allowed; write a list of names of layers, as in [layer1"),
+        (
+            "taps: []",
+            [],
+            "x.yaml:3: taps: [] is not allowed; write a list of names of layers, as in [layer1, layer2], ",
+        ),
+        (
+            "network: {width: 8}\ntaps: [layer1]",
+            ["model=torchvision/resnet18"],
+            "x.yaml:3: network.width: is of BasicCNN, Resnet18, VGG, and model is torchvision/resnet18; remove it",
+        ),
+        ("network: {arguments: {a: 1}}", [], "network.arguments: is for package.module:Class, and model is BasicCNN; "),
         ("heterogeneous: true", [], "x.yaml:3: heterogeneous: needs ratio as a list; write ratio: [32, 8, 2, 1] and"),
         ("heterogeneous: true\nratio: [1]", [], "heterogeneous: needs mplc_kernel_size as a list; write"),
         (
@@ -329,7 +358,8 @@ def test_what_is_not_allowed_is_told_in_one_line(tmp_path: Path, text: str, over
 
 
 def test_a_required_setting_is_asked_for(tmp_path: Path) -> None:
-    wanted = "x.yaml: model: is required; write model: followed by one of BasicCNN, Resnet18, VGG"
+    wanted = "x.yaml: model: is required; write model: followed by one of BasicCNN, Resnet18, VGG, "
+    wanted += "torchvision/NAME, timm/NAME or package.module:Class"
     assert refusal(tmp_path, "dataset: digits", smallest=False) == wanted
 
 

@@ -13,7 +13,7 @@ from ien import build, models
 from ien.config import Config, load
 
 CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
-COSTED = [path for path in CONFIGS if path.stem != "quickstart"]
+COSTED = [path for path in CONFIGS if load(path).dataset != "digits"]
 IMAGES = {
     "rot_mnist": (10_000, 10, 1),
     "scale_mnist": (10_000, 10, 1),
@@ -29,8 +29,10 @@ def network(settings: Config) -> torch.nn.Module:
     """The network without its numbers: nothing is allocated."""
     _, classes, channels = IMAGES[settings.dataset]
     pool = build.make_pool(settings, build.make_group(settings))
-    entry = models.MODELS[settings.model]
     with torch.device("meta"):
+        if models.of_library(settings.model):
+            return models.library_network(settings.model, classes, channels).eval()
+        entry = models.MODELS[settings.model]
         return entry.build(
             models.default_width(settings.model, build.make_group(settings), pool), pool, classes, channels
         ).eval()
@@ -46,13 +48,13 @@ def test_every_dataset_and_mode_of_the_published_code_is_there() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=by_stem)
 def test_a_config_is_what_its_name_says(path: Path) -> None:
     settings = load(path)
-    data, vgg, groups = re.fullmatch(
-        r"(quickstart|rot_mnist|scale_mnist|rot_tim|r2_tim)(_vgg)?_?(.*)", path.stem
-    ).groups()  # type: ignore[union-attr]
+    pattern = r"(quickstart|digits|rot_mnist|scale_mnist|rot_tim|r2_tim)(?:_(vgg|torchvision_[^_]+))?_?(.*)"
+    data, network, groups = re.fullmatch(pattern, path.stem).groups()  # type: ignore[union-attr]
     assert settings.save_dir == path.stem
     assert settings.dataset == {"quickstart": "digits", "r2_tim": "rot_tim"}.get(data, data)
     assert settings.reflection == (data == "r2_tim")
-    assert settings.model == ("VGG" if vgg else "Resnet18" if "tim" in data else "BasicCNN")
+    named = "VGG" if network == "vgg" else (network or "").replace("_", "/")
+    assert settings.model == (named or ("Resnet18" if "tim" in data else "BasicCNN"))
     assert settings.heterogeneous == (groups.upper() if "-" in groups else False)
     turns = "R1" if (data, groups) == ("scale_mnist", "") else "R4"
     assert settings.mode == ("R8" if groups.startswith("r8") and not settings.reflection else turns)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,11 @@ from torch import nn
 from ien import build, config
 from ien.config import Config
 from ien.errors import InputError
-from ien.models import MODELS
+from ien.models import MODELS, library_network, of_library
 from ien.pooling import ChannelMaxPool
 
 CLASSES = 10
-GREY = ("digits", "rot_mnist")  # data sets of one channel
+GREY = ("digits", "rot_mnist", "scale_mnist")  # data sets of one channel
 
 
 class Subject(NamedTuple):
@@ -44,9 +43,8 @@ def subject(name: str, channels: int | None) -> Subject:
         return _configured(name, config.load(path), channels)
     if name in MODELS:
         return _of_the_paper(name, name, ChannelMaxPool([4]), channels or (1 if name == "BasicCNN" else 3))
-    library, _, rest = name.partition("/")
-    if library in LIBRARIES and rest:
-        return Subject(name, LIBRARIES[library](rest, channels or 3), channels or 3, None)
+    if name.startswith(("torchvision/", "timm/")):
+        return Subject(name, library_network(name, CLASSES, channels or 3), channels or 3, None)
     if ":" in name:
         return Subject(name, _of_ones_own(name), channels or 3, None)
     known = f"{', '.join(MODELS)}, torchvision/NAME, timm/NAME, MODULE:FUNCTION, a config or a run folder"
@@ -57,6 +55,9 @@ def subject(name: str, channels: int | None) -> Subject:
 def _configured(name: str, settings: Config, channels: int | None) -> Subject:
     pool = build.make_pool(settings, build.make_group(settings))
     channels = channels or (1 if settings.dataset in GREY else 3)
+    if of_library(settings.model):
+        network = library_network(settings.model, CLASSES, channels, settings.network.arguments)
+        return Subject(name, network, channels, build.image_side(settings))
     kernels = {"published_kernels": True} if settings.network.published_kernels else {}
     return _of_the_paper(name, settings.model, pool, channels, build.image_side(settings), **kernels)
 
@@ -66,42 +67,6 @@ def _of_the_paper(
 ) -> Subject:
     network = MODELS[model].build(pool.multiple, pool, CLASSES, channels, **kernels)
     return Subject(name, network, channels, side or network.image_side)
-
-
-def _torchvision(name: str, channels: int) -> nn.Module:
-    from torchvision import models
-
-    if channels != 3:
-        raise InputError(f"--channels {channels}: torchvision's networks see 3; leave it out")
-    _check("torchvision", name, models.list_models())
-    for more in ({"weights_backbone": None}, {"init_weights": False}, {}):  # no download, no slow initialisation
-        try:
-            network: nn.Module = models.get_model(name, weights=None, **more)
-            return network
-        except TypeError:  # not every network has these
-            continue
-    raise AssertionError(name)
-
-
-def _timm(name: str, channels: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise InputError('timm is not installed; type: pip install -e ".[timm]"') from None
-    _check("timm", name, timm.list_models())
-    network: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels)
-    return network
-
-
-LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
-
-
-def _check(library: str, name: str, known: Iterable[str]) -> None:
-    known = list(known)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{library}.list_models() shows them"
-        raise InputError(f"{library} has no network {name!r}; {hint}")
 
 
 def _of_ones_own(name: str) -> nn.Module:

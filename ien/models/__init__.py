@@ -1,4 +1,4 @@
-"""What do the paper's networks look like? (the `MODELS` table)"""
+"""What do the paper's networks look like? (the `MODELS` table; `libraries`: networks from elsewhere)"""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from dataclasses import dataclass
 from ien.groups import Group
 from ien.models import basic_cnn, resnet, vgg
 from ien.models.basic_cnn import BasicCNN
+from ien.models.libraries import LIBRARIES, library_network, of_library
 from ien.models.resnet import Resnet18
 from ien.models.vgg import VGG
+from ien.models.weights import load_weights
 from ien.pooling import PRESETS, ChannelMaxPool
 
-__all__ = ["MODELS", "VGG", "BasicCNN", "Network", "Resnet18", "default_width"]
+__all__ = [
+    "LIBRARIES",
+    "MODELS",
+    "VGG",
+    "BasicCNN",
+    "Network",
+    "Resnet18",
+    "default_width",
+    "library_network",
+    "load_weights",
+    "of_library",
+]
 
 Network = BasicCNN | Resnet18 | VGG
 

@@ -174,7 +174,6 @@ def refuse_sharing(wanted: Sweep, count: int) -> None:
 def try_the_first(wanted: Sweep, cpus: float, gpus: float) -> None:
     """Open the data and build the network once: what no trial could use is refused before the first."""
     from ien import build
-    from ien.models import MODELS
 
     wanted.refuse_too_large(cpus, gpus)
     settings = wanted.run(0, {}, wanted.seeds[0])
@@ -183,8 +182,7 @@ def try_the_first(wanted: Sweep, cpus: float, gpus: float) -> None:
         raise InputError(
             f"{wanted.path}: metrics: are measured on held-out images; write set: {{data: {{val_split: 0.1}}}}"
         )
-    build.make_network(settings, build.make_group(settings), data)
-    taps = MODELS[settings.model].build.taps
+    taps = build.make_network(settings, build.make_group(settings), data).layers
     for metric in wanted.goals:
         kind, slash, tap = metric.partition("/")
         if slash and tap not in taps:
