@@ -131,7 +131,8 @@ def _network(settings: Config, group: Group, dataset: Dataset) -> tuple[Tapped, 
             network = models.library_network(settings.model, classes, channels, settings.network.arguments)
         else:
             network = _paper_network(settings, group, pool, classes, channels)
-    anew = models.load_weights(network, settings.pretrained, classes) if settings.pretrained else ()
+    with _told_of("pretrained"):
+        anew = models.load_weights(network, settings.pretrained, classes) if settings.pretrained else ()
     if settings.symmetry.start == "equivariant" or settings.symmetry.tied:
         Symmetry(network, symmetry_group(settings), pool).start()
     taps = settings.taps or getattr(network, "taps", None)
@@ -140,7 +141,7 @@ def _network(settings: Config, group: Group, dataset: Dataset) -> tuple[Tapped, 
             f"taps: is required, because {settings.model} has no attribute `taps`; write names of its layers as a list "
             f"(`python -m ien.models {settings.model}` lists them)"
         )
-    with _told_of_taps():
+    with _told_of("taps"):
         tapped = Tapped(network, taps, pool)
     _check_side(tapped, channels, image_side(settings) or dataset.side)
     return tapped, anew
@@ -157,7 +158,7 @@ def _check_side(tapped: Tapped, channels: int, side: int) -> None:
     """Try the shapes without computing: `InputError` where images do not fit the layers, or maps cannot be tapped."""
     shapes = copy.deepcopy(tapped).to("meta").eval()
     try:
-        with _told_of_taps():
+        with _told_of("taps"):
             shapes(torch.empty(1, channels, side, side, device="meta"))
     except InputError:
         raise
@@ -173,11 +174,11 @@ def _check_side(tapped: Tapped, channels: int, side: int) -> None:
 
 
 @contextlib.contextmanager
-def _told_of_taps() -> Iterator[None]:
+def _told_of(setting: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"taps: {error}") from None
+        raise InputError(f"{setting}: {error}") from None
 
 
 def symmetry_group(settings: Config) -> Group:

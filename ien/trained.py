@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ien import build, checkpoint, config
 from ien.config import Config
 from ien.data import Dataset
 from ien.errors import InputError
+from ien.models.weights import misfits, read_weights
 from ien.runs import Folder
 from ien.taps import Tapped
 
 WEIGHTS = {"best": checkpoint.BEST, "last": checkpoint.LAST}
 TESTED = "tested"  # those that the run was tested with
-_LISTED = 3  # names of each kind that a message holds
-_ADVICE = "write it with torch.save(model.state_dict(), …)"
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,16 @@ def of_weights(settings: Config, path: Path, origin: str = "the settings") -> Tr
     `origin` names the settings in messages. Raises `InputError` for what cannot be read, and for weights that do not
     fit the settings, naming their keys.
     """
-    return _with_weights(settings, _read(path), path, origin)
+    return _with_weights(settings, read_weights(path), path, origin)
 
 
 def _with_weights(settings: Config, state: dict[str, Tensor], path: Path, origin: str) -> Trained:
     data = build.open_data(settings)
-    tapped = build.make_network(settings, build.make_group(settings), data)
-    _refuse_misfit(state, tapped.model.state_dict(), path, origin)
+    # What it started from is not asked for again: the file may be on another machine.
+    tapped = build.make_network(settings.model_copy(update={"pretrained": None}), build.make_group(settings), data)
+    if problems := misfits(state, tapped.model.state_dict()):
+        advice = "give the settings that these weights were trained with"
+        raise InputError(f"{path} does not fit {origin}: it {problems}; {advice}")
     tapped.model.load_state_dict(state)
     return Trained(settings, data, tapped.eval(), path)
 
@@ -99,45 +100,6 @@ def _checkpointed(path: Path, advice: str) -> dict[str, Tensor]:
     except checkpoint.DamagedError as damage:
         raise InputError(f"{path}: {damage}; put a whole copy back, or {advice}") from damage
     return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path} is no file of weights; give a checkpoint (.pt), a state_dict or a .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # an extra
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise InputError(f'{path} needs safetensors; type: pip install -e ".[export]"') from error
-    except Exception as error:  # of as many kinds as there are broken files
-        raise InputError(f"{path} cannot be read as weights ({type(error).__name__}); {_ADVICE}") from error
-    for key in ("model", "state_dict"):
-        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
-        raise InputError(f"{path} holds no weights by name; {_ADVICE}")
-    return state
-
-
-def _refuse_misfit(given: dict[str, Tensor], wanted: dict[str, Tensor], path: Path, origin: str) -> None:
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in wanted]
-    other = [
-        f"{name} is {tuple(given[name].shape)} and not {tuple(weight.shape)}"
-        for name, weight in wanted.items()
-        if name in given and given[name].shape != weight.shape
-    ]
-    kinds = (("lacks ", missing), ("has the unknown ", unknown), ("", other))
-    if problems := [word + _some(names) for word, names in kinds if names]:
-        advice = "give the settings that these weights were trained with"
-        raise InputError(f"{path} does not fit {origin}: it {'; '.join(problems)}; {advice}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _refuse_other_data(trained: Trained, fingerprint: dict[str, str], folder: Path) -> None:

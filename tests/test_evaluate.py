@@ -246,7 +246,7 @@ def test_what_is_no_weights(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     config = ("--config", runs / "plain/config.yaml", "--weights")
     assert "cannot be read as weights" in refused(capsys, *config, tmp_path / "text.pt")
     assert "holds no weights by name" in refused(capsys, *config, tmp_path / "list.pt")
-    assert "is no file of weights" in refused(capsys, *config, tmp_path / "none.pt")
+    assert "there is no file" in refused(capsys, *config, tmp_path / "none.pt")
 
 
 def test_a_missing_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,3 +308,10 @@ def test_what_the_documentation_shows_runs(capsys: pytest.CaptureFixture[str]) -
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/measuring.md").read_text(), re.DOTALL)
     exec(block, {})
     assert capsys.readouterr().out.startswith("alive ")
+
+
+def test_weights_that_a_run_started_from_are_not_asked_for_again(tmp_path: Path) -> None:
+    weights = finished_run(tmp_path, "first") / "checkpoints/best.pt"
+    second = finished_run(tmp_path, "second", f"pretrained={weights}", "run.seed=1")
+    weights.unlink()
+    assert report(second, "--no-pictures", out=tmp_path / "out")["runs"][0]["settings"]["pretrained"] == str(weights)

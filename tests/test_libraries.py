@@ -201,7 +201,7 @@ def test_yaml_names_a_class_of_ones_own() -> None:
         ),
         (
             {"pretrained": "nowhere.pt"},
-            "pretrained: there is no file nowhere.pt; write the path of a .pt, .pth or .safe",
+            "pretrained: there is no file nowhere.pt; give a .pt, .pth or .safe",
         ),
         ({"objective": {"tap_weights": {"layr1": 2}}}, "tap_weights names 'layr1', but the taps are layer1; did you"),
     ],

@@ -70,14 +70,14 @@ def test_a_file_without_the_count_of_batches_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"stem.bias": None}, "the file lacks stem.bias; take weights of this very network"),
-        ({"extra.weight": torch.zeros(1)}, "the network has no extra.weight; take weights"),
-        ({"stem.weight": torch.zeros(8, 3, 5, 5)}, "of another shape are stem.weight (8, 3, 5, 5) for (8, 3, 3, 3)"),
-        ({"head.weight": torch.zeros(1000, 9)}, "of another shape are head.weight (1000, 9) for (10, 8)"),
-        ({"norm.weight": torch.zeros(9)}, "of another shape are norm.weight (9,) for (8,)"),
+        ({"stem.bias": None}, "it lacks stem.bias; take weights of this very network"),
+        ({"extra.weight": torch.zeros(1)}, "it has the unknown extra.weight; take weights"),
+        ({"stem.weight": torch.zeros(8, 3, 5, 5)}, "it stem.weight is (8, 3, 5, 5) and not (8, 3, 3, 3)"),
+        ({"head.weight": torch.zeros(1000, 9)}, "it head.weight is (1000, 9) and not (10, 8)"),
+        ({"norm.weight": torch.zeros(9)}, "it norm.weight is (9,) and not (8,)"),
         (
             {"stem.bias": None, "stem.weight": None, "norm.weight": None, "norm.bias": None, "a": torch.zeros(1)},
-            "the file lacks stem.weight, stem.bias, norm.weight and 1 more; the network has no a; take",
+            "it lacks stem.weight, stem.bias, norm.weight and 1 more; has the unknown a; take",
         ),
     ],
 )
@@ -88,7 +88,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, Any
     before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(InputError) as caught:
         load_weights(other, path, classes=10)
-    assert f"pretrained: {path} does not fit the network: " in str(caught.value)
+    assert f"{path} does not fit the network: " in str(caught.value)
     assert line in str(caught.value)
     assert same(other.state_dict(), before)
 
@@ -124,5 +124,5 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path, name: str, conte
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=line):
         load_weights(network(), tmp_path / name, classes=10)
-    with pytest.raises(InputError, match="holds no state_dict"):
+    with pytest.raises(InputError, match="holds no weights by name"):
         load_weights(network(), saved(tmp_path, {"epoch": 3}, "c.pt"), classes=10)

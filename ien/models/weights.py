@@ -1,4 +1,4 @@
-"""How are the weights of a file put into a network? (`pretrained`)"""
+"""How are the weights of a file read, and put into a network? (`pretrained`, and bare weights)"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ien.errors import InputError
 from ien.models.libraries import seen_grey
 
 Weights = dict[str, Tensor]
+_LISTED = 3  # names of each kind that a message holds
 
 
 def load_weights(network: nn.Module, path: str | Path, classes: int) -> tuple[str, ...]:
@@ -31,7 +32,9 @@ def load_weights(network: nn.Module, path: str | Path, classes: int) -> tuple[st
     )
     for name in anew:
         del given[name]
-    _refuse_misfits(given, {name: value for name, value in own.items() if name not in anew}, str(path))
+    wanted = {name: value for name, value in own.items() if name not in anew and (name in given or not _counts(name))}
+    if problems := misfits(given, wanted):
+        raise InputError(f"{path} does not fit the network: it {problems}; take weights of this very network")
     network.load_state_dict(given, strict=False)
     return anew
 
@@ -39,13 +42,26 @@ def load_weights(network: nn.Module, path: str | Path, classes: int) -> tuple[st
 def read_weights(path: Path) -> Weights:
     """The tensors of a weights file by name, on the CPU. Raises `InputError`."""
     if not path.is_file():
-        raise InputError(f"pretrained: there is no file {path}; write the path of a .pt, .pth or .safetensors file")
+        raise InputError(f"there is no file {path}; give a .pt, .pth or .safetensors file of weights")
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) else content
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"pretrained: {path} holds no state_dict; write one with torch.save(model.state_dict(), path)")
+        raise InputError(f"{path} holds no weights by name; write them with torch.save(model.state_dict(), path)")
     return dict(content)
+
+
+def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is wrong with these weights, by name (`lacks a; has the unknown b; c is (4, 1) and not (8, 1)`); or ""."""
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    other = [
+        f"{name} is {tuple(given[name].shape)} and not {tuple(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in given and given[name].shape != weight.shape
+    ]
+    kinds = (("lacks ", missing), ("has the unknown ", unknown), ("", other))
+    return "; ".join(word + _some(names) for word, names in kinds if names)
 
 
 def _pickled(path: Path) -> Any:
@@ -54,7 +70,7 @@ def _pickled(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = "it holds more than tensors, or is damaged" if isinstance(error, pickle.UnpicklingError) else error
         raise InputError(
-            f"pretrained: {path} cannot be read ({_first_line(reason)}); write a file with "
+            f"{path} cannot be read as weights ({_first_line(reason)}); write a file with "
             "torch.save(model.state_dict(), path)"
         ) from error
 
@@ -64,11 +80,11 @@ def _safetensors(path: Path) -> Any:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise InputError('pretrained: safetensors is not installed; type: pip install -e ".[timm]"') from None
+        raise InputError(f'{path} needs safetensors; type: pip install -e ".[export]"') from None
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"pretrained: {path} cannot be read ({_first_line(error)}); take a whole file") from error
+        raise InputError(f"{path} cannot be read as weights ({_first_line(error)}); take a whole file") from error
 
 
 def _fitted(value: Tensor, own: Tensor | None) -> Tensor:
@@ -86,33 +102,14 @@ def _of_other_classes(network: nn.Module, name: str, value: Tensor, classes: int
     return classifies and others and own.shape[:1] == (classes,)
 
 
-def _refuse_misfits(given: Weights, own: Mapping[str, Tensor], path: str) -> None:
-    problems = [
-        *_told("the file lacks", [name for name in own if name not in given and not _counts(name)]),
-        *_told("the network has no", [name for name in given if name not in own]),
-        *_told(
-            "of another shape are",
-            [
-                f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
-                for name, value in given.items()
-                if name in own and value.shape != own[name].shape
-            ],
-        ),
-    ]
-    if problems:
-        raise InputError(
-            f"pretrained: {path} does not fit the network: {'; '.join(problems)}; take weights of this very network"
-        )
-
-
 def _counts(name: str) -> bool:
     """BatchNorm's count of batches: files from before it was counted lack it, and it changes no output."""
     return name.endswith("num_batches_tracked")
 
 
-def _told(what: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what} {', '.join(names[:3])}{more}"] if names else []
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _first_line(reason: object) -> str:
