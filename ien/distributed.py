@@ -107,7 +107,7 @@ class Processes:
         if sync_batchnorm and self.device.type != "cuda":
             raise InputError("run.sync_batchnorm: torch has it on GPUs alone; write run.sync_batchnorm=false")
         if sync_batchnorm:
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            module = synchronised(module)
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
@@ -117,6 +117,24 @@ class Processes:
         total = values.to(self.device, copy=True)
         dist.all_reduce(total, operation)
         return total.to(values.device)
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """The module with its BatchNorms replaced by SyncBatchNorms of the same weights and statistics.
+
+    Hooks on those layers are lost. Raises `InputError` for a layer derived from BatchNorm (timm has some that activate
+    too): torch would take it for a plain one, and the network for another.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) not in _PLAIN_NORMS:
+            raise InputError(
+                f"run.sync_batchnorm: layer {name} is a {type(layer).__name__}, which torch cannot synchronise; write "
+                "run.sync_batchnorm=false"
+            )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+_PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Agreement:

@@ -67,6 +67,8 @@ class Engine:
         # Training alone: shapes are fixed there, and a pass in eval mode is not worth compiling for.
         module = cast(nn.Module, torch.compile(self.tapped)) if self.compile else self.tapped
         self.network = self.processes.wrap(module, self.sync_batchnorm)
+        if self.sync_batchnorm:
+            self.tapped.attach()  # the tapped layer may have been a BatchNorm
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.names = quantities(self.tapped.layers) + ([ASYMMETRY] if self.penalty else [])
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)

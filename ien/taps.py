@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.hooks import RemovableHandle
 
 from ien.errors import InputError
 from ien.pooling import ChannelMaxPool
@@ -42,10 +43,8 @@ class Tapped(nn.Module):
         self.model, self.pool, self.layers, self.as_map = model, ChannelMaxPool.of(pool), tuple(layers), as_map
         self._maps: dict[str, Tensor] | None = None  # while a forward runs
         self._learns = False
-        found = [_layer(model, name) for name in self.layers]
-        self._hooks = [
-            layer.register_forward_hook(_Keeper(self, name)) for name, layer in zip(self.layers, found, strict=True)
-        ]
+        self._hooks: list[RemovableHandle] = []
+        self.attach()
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         maps: dict[str, Tensor] = {}
@@ -56,8 +55,18 @@ class Tapped(nn.Module):
             self._maps = None
         for name in self.layers:
             if name not in maps:
-                raise InputError(f"layer {name!r} does not run in a forward, or was replaced; tap another layer")
+                raise InputError(
+                    f"layer {name!r} does not run in a forward, or was replaced; tap another layer, or call attach()"
+                )
         return logits, {name: maps[name] for name in self.layers}
+
+    def attach(self) -> None:
+        """Put the hooks on the layers that now have these names: some may have been replaced (by SyncBatchNorm)."""
+        self.close()
+        found = [_layer(self.model, name) for name in self.layers]
+        self._hooks = [
+            layer.register_forward_hook(_Keeper(self, name)) for name, layer in zip(self.layers, found, strict=True)
+        ]
 
     def close(self) -> None:
         """Take the hooks off: the network is what it was before."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ien import build, config
 from ien.build import Parts
-from ien.distributed import Processes
+from ien.distributed import Processes, synchronised
 from ien.errors import InputError
 from ien.groups import Group
 from ien.metrics import equivariance_sums, mean_errors, relative_errors
@@ -243,3 +243,20 @@ def test_the_pool_acts_in_the_loss_alone() -> None:
     tapped, side = tapped_network("torchvision/resnet18")
     assert tapped.model.fc.in_features == 512
     assert ChannelMaxPool.of("R4").width(64) == tapped(torch.rand(2, 3, side, side))[1]["layer1"].shape[1]
+
+
+def test_a_tapped_batchnorm_is_still_tapped_once_it_is_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over several GPUs; in eval mode SyncBatchNorm runs on a CPU too."""
+    monkeypatch.setattr(Processes, "wrap", lambda _self, module, sync: synchronised(module) if sync else module)
+    wanted: dict[str, Any] = {"model": "torchvision/resnet18", "taps": ["bn1", "layer1"], "data": {"image_size": 33}}
+    plain, synced = parts_of(**wanted), parts_of(**wanted, run={"sync_batchnorm": True})
+    assert isinstance(synced.tapped.model.bn1, nn.SyncBatchNorm)
+    images = torch.rand(2, 1, 33, 33)
+    with torch.no_grad():
+        maps, expected = synced.tapped.eval()(images)[1], plain.tapped.eval()(images)[1]
+    assert all(torch.equal(maps[name], expected[name]) for name in ("bn1", "layer1"))
+
+
+def test_a_batchnorm_that_activates_too_is_not_made_a_plain_one() -> None:
+    with pytest.raises(InputError, match=r"layer bn1 is a BatchNormAct2d, which torch cannot synchronise; write run"):
+        synchronised(library_network("timm/efficientnet_lite0", 10))
