@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
+OVER_SCALES = "accuracy over scales"  # a figure of groups that scale alone
 _KIND = ("beta_weight", "objective.augment", "run.seed")  # what the name of a row says already, or must not
 
 
@@ -15,6 +16,8 @@ def compared(runs: Sequence[Row]) -> list[Row]:
 
     A run is what a report holds; those of one label are together. The standard deviation is that of a sample (n - 1).
     """
+    scaled = any(run["square"].get("over_scales") for run in runs)
+    shown = {name: figure for name, figure in FIGURES.items() if scaled or name != OVER_SCALES}
     together: dict[str, list[Row]] = {}
     for run in runs:
         together.setdefault(run["label"], []).append(run)
@@ -23,7 +26,7 @@ def compared(runs: Sequence[Row]) -> list[Row]:
             "label": label,
             "runs": [run["name"] for run in some],
             "n": len(some),
-            "figures": {name: _spread([figure(run) for run in some]) for name, figure in FIGURES.items()},
+            "figures": {name: _spread([figure(run) for run in some]) for name, figure in shown.items()},
         }
         for label, some in together.items()
     ]
@@ -53,6 +56,11 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
 
 
+def _over_scales(run: Row) -> float | None:
+    found = run["square"].get("over_scales")
+    return found and found["accuracy"]
+
+
 def _layers_mean(kind: str) -> Callable[[Row], float | None]:
     """The mean over the taps that are alive and can be measured."""
 
@@ -77,6 +85,7 @@ FIGURES: dict[str, Callable[[Row], float | None]] = {
     "accuracy": lambda run: run["square"]["accuracy"],
     "accuracy over the orbit": lambda run: run["square"]["over_orbit"]["accuracy"],
     "lowest accuracy": lambda run: run["square"]["over_orbit"]["lowest_accuracy"],
+    OVER_SCALES: _over_scales,
     "agreement over the group": lambda run: run["square"]["over_orbit"]["agreement_group"],
     "calibration error": lambda run: run["square"]["over_orbit"]["ece"],
     "error of living layers": _layers_mean("mean_error"),

@@ -3,7 +3,7 @@
 report.json    every figure
 report.html    the same for people, in one file
 *.png          the pictures of the page
-tensorboard/   the same for TensorBoard; curves over the angle have degrees for steps
+tensorboard/   the same for TensorBoard; curves over the angle have degrees for steps, over the scale per cent
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def _report(
             "map_images": min(plan.images, MAP_IMAGES),
             "local_images": min(plan.images, LOCAL_IMAGES),
             "group": plan.group.name,
+            "scales": list(plan.group.scales),
             "mirrored": plan.mirrored,
         },
         "runs": runs,
@@ -238,14 +239,19 @@ def _write(out: Path, report: Report, pictures: Pictures) -> None:
 
 
 def _scalars(run: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
-    """What TensorBoard gets: (name, value, step); curves over the angle have degrees for steps."""
+    """What TensorBoard gets: (name, value, step); steps are degrees of a turn, per cent of a scale."""
     for row in run["square"]["elements"]:
-        kind = "mirrored" if row["mirrored"] else "turned"
+        kind, step = "mirrored" if row["mirrored"] else "turned", round(row["degrees"])
+        if row["scale"] != 1:
+            if row["degrees"] or row["mirrored"]:
+                continue
+            kind, step = "scaled", round(100 * row["scale"])
         for name in ("accuracy", "agreement", "ece", "nll", "logit_error"):
             if row[name] is not None:
-                yield f"{kind}/{name}", row[name], round(row["degrees"])
-    for name, value in run["square"]["over_orbit"].items():
-        yield f"over_orbit/{name}", value, 0
+                yield f"{kind}/{name}", row[name], step
+    for over in ("over_orbit", "over_scales"):
+        for name, value in (run["square"][over] or {}).items():
+            yield f"{over}/{name}", value, 0
     for tap, found in run["taps"].items():
         for name in ("mean_error", "mean_floor", "rms", "varying", "dead_channels"):
             if found[name] is not None:
@@ -258,6 +264,8 @@ def _told(report: Report, out: Path) -> str:
         orbit, parts = run["square"]["over_orbit"], {**run["taps"], "logits": run["logits"]}
         bad = [f"{name} ({part['verdict']})" for name, part in parts.items() if part["verdict"] != "alive"]
         numbers = f"accuracy {100 * run['square']['accuracy']:.2f} %, over the orbit {100 * orbit['accuracy']:.2f} %"
+        if scales := run["square"]["over_scales"]:
+            numbers += f", over scales {100 * scales['accuracy']:.2f} %"
         agreement = f"agreement over {report['measured']['group']} {100 * orbit['agreement_group']:.1f} %"
         lines.append(f"{run['name']} ({run['label']}): {numbers}, {agreement}")
         lines += [f"  warning: equivariant because they say nothing: {', '.join(bad)}"] if bad else []

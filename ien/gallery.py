@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ien.groups import Element, Group, square_side
+from ien.metrics import squares
 from ien.taps import Tapped
 
 COLUMNS, TAPS = 8, 3  # at most, in one picture
@@ -18,10 +19,10 @@ _SMALLEST = 4  # pixels a side of a map that is worth drawing
 
 @dataclass(frozen=True)
 class View:
-    """One pooled channel of a tap through the orbit, in the frame of the unturned image.
+    """One pooled channel of a tap through the orbit, in the frame of the unmoved image.
 
-    `maps` (E, S, S): g⁻¹·f(g·x), NaN outside the visible disc; `errors` (E,): ‖f(gx) - g f(x)‖/‖f(x)‖ of this image
-    over all channels, None where it cannot be measured.
+    `maps` (E, S, S): g⁻¹·f(g·x), NaN where it is not visible; `errors` (E,): the relative equivariance error
+    (`ien.metrics`) of this image over all channels, None where it cannot be measured.
     """
 
     tap: str
@@ -80,13 +81,12 @@ def _view(name: str, tap: Tensor, elements: Sequence[Element], group: Group) -> 
     channel = int(tap[0].std(dim=(-2, -1)).argmax())
     maps, errors = [], []
     for element, there in zip(elements, tap.split(1), strict=True):
-        mask = group.visible(element, square_side(tap), tap.device)
+        # What was made smaller is whole when it is brought back.
+        mask = group.visible(element if element.scale > 1 else element.unscaled, square_side(tap), tap.device)
         back = group.act(there, element.inverse)[0, channel]
         maps.append(back if mask is None else back.masked_fill(~mask, float("nan")))
-        difference, reference = there - group.act(tap[:1], element), tap[:1]
-        kept = (difference, reference) if mask is None else (difference * mask, reference * mask)
-        whole = float(kept[1].norm())
-        errors.append(float(kept[0].norm()) / whole if whole else None)
+        difference, whole, _ = squares(group, element, tap[:1], there).tolist()
+        errors.append((difference / whole) ** 0.5 if whole else None)
     return View(name, channel, torch.stack(maps).cpu().numpy(), tuple(errors))
 
 
@@ -97,11 +97,12 @@ def _shown(images: Tensor) -> np.ndarray:
 
 
 def _some_elements(elements: Sequence[Element]) -> tuple[Element, ...]:
-    """At most `COLUMNS` of them, evenly, every second one moved by one: not only multiples of 90°."""
-    step = len(elements) // COLUMNS
-    if step < 2:
-        return tuple(elements[:COLUMNS])
-    return tuple(elements[place * len(elements) // COLUMNS + place % 2] for place in range(COLUMNS))
+    """At most `COLUMNS` of them, evenly; of many every second one moved by one: not only multiples of 90°."""
+    count = len(elements)
+    if count <= COLUMNS:
+        return tuple(elements)
+    beside = 1 if count >= 2 * COLUMNS else 0
+    return tuple(elements[place * count // COLUMNS + place % 2 * beside] for place in range(COLUMNS))
 
 
 def _some_taps(names: Sequence[str]) -> tuple[str, ...]:

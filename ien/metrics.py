@@ -36,7 +36,7 @@ def equivariance_sums(tapped: Tapped, batches: Iterable[Tensor], group: Group) -
             _, moved = tapped(group.act(images, element))
             for name, reference in maps.items():
                 empty = torch.zeros(len(group.moves), 3, dtype=torch.float64, device=images.device)
-                sums.setdefault(name, empty)[place] += _squares(group, element, reference.float(), moved[name].float())
+                sums.setdefault(name, empty)[place] += squares(group, element, reference.float(), moved[name].float())
     return sums
 
 
@@ -65,7 +65,8 @@ def add_up(sums: Sums, reduce: Callable[[Tensor], Tensor]) -> Sums:
     return {name: reduce(table) for name, table in sums.items()}
 
 
-def _squares(group: Group, element: Element, reference: Tensor, moved: Tensor) -> Tensor:
+def squares(group: Group, element: Element, reference: Tensor, moved: Tensor) -> Tensor:
+    """(3,) float64: squared difference, squared reference and squared round trip of maps f(x) and f(g·x)."""
     expected = group.act(reference, element)
     difference = moved - expected
     if element.scale > 1:

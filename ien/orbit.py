@@ -4,6 +4,7 @@ What it sees: exact elements move pixels (`torch.rot90`, `flip`); every other an
 image's centre, with zeros outside. So a network meets two artefacts at those angles alone: the blur of interpolation,
 and black corners. The corners do no harm where images have empty ones (handwritten digits). For photographs `disc`
 blackens everything outside the inscribed disc at *every* angle, the identity too: the corners then differ nowhere.
+Scales are resampled with anti-aliasing about the centre (`ien.scales`), with zeros outside.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ien.groups import Element, Group, square_side
 
+SCALES = 8  # steps of the logarithm from the smallest scale to the largest
 BINS = 15  # of the calibration error: Guo et al. 2017, arXiv 1706.04599
 Batch = tuple[Tensor, Tensor]  # images (B, C, S, S), labels (B,)
 _BILINEAR = Group(2)  # moves by any element; its own are not asked for
@@ -34,7 +36,7 @@ class OrbitSums:
     nll: Tensor  # (E,) negative log-likelihood, in nats
     bins: Tensor  # (E, BINS, 3) images, confidence, right answers, by confidence
     agreeing: Tensor  # (E,) images whose prediction is that of the identity
-    steady: Tensor  # (2,) images with one prediction over all elements; over the group's
+    steady: Tensor  # (3,) images with one prediction over all turns and mirrors; over the group's elements; over scales
     change: Tensor  # (E,) squared change of the logits
     power: Tensor  # () squared logits at the identity
     answers: Tensor  # (K,) how often each class is predicted at the identity
@@ -53,9 +55,33 @@ def circle(group: Group, mirrored: bool, parts: int = 24) -> tuple[Element, ...]
     )
 
 
+def scaled(group: Group) -> tuple[Element, ...]:
+    """Scales alone, in equal steps from the group's smallest to its largest, and all its elements that scale, by scale.
+
+    None where the group does not scale.
+    """
+    if not group.scales:
+        return ()
+    low, high = min(1.0, *group.scales), max(1.0, *group.scales)
+    steps = {float(f"{low * (high / low) ** (step / SCALES):.3g}") for step in range(SCALES + 1)}
+    alone = {Element(0, group.rotations, scale=scale) for scale in steps | {*group.scales}}
+    found = alone | {*group.elements}
+    return tuple(sorted((one for one in found if one.scale != 1), key=lambda e: (e.scale, e.mirrored, e.turns)))
+
+
 def belongs(element: Element, group: Group) -> bool:
     """Whether the group has this element, whatever fraction it is written as."""
-    return group.rotations * element.turns % element.steps == 0 and (group.reflection or not element.mirrored)
+    has_scale = element.scale in (1, *group.scales)
+    return (
+        has_scale
+        and group.rotations * element.turns % element.steps == 0
+        and (group.reflection or not element.mirrored)
+    )
+
+
+def upright(element: Element) -> bool:
+    """Whether it scales alone, or is the identity."""
+    return not element.turns and not element.mirrored
 
 
 @torch.no_grad()
@@ -72,13 +98,13 @@ def orbit_sums(
     The first element is the identity. Call it in eval mode and in full precision; the host waits for nothing.
     """
     sums: OrbitSums | None = None
-    own = [belongs(element, group) for element in elements]
+    kinds = [_whole(elements), [belongs(element, group) for element in elements], [upright(e) for e in elements]]
     for images, labels in batches:
         sums = sums or _zeros(len(elements), classes, images.device)
         mask = _disc(images) if disc else None
         seen = (_BILINEAR.act(images, element) for element in elements)
         logits = torch.stack([network(moved if mask is None else moved * mask).double() for moved in seen])
-        _add(sums, logits, labels, own)
+        _add(sums, logits, labels, kinds)
     assert sums is not None, "no images"
     return sums
 
@@ -99,9 +125,10 @@ def orbit_figures(sums: OrbitSums, elements: Sequence[Element], group: Group, cl
     """The figures of a pass, as plain numbers.
 
     `elements`: for each one accuracy, nll (nats), ece, agreement with the identity, logit_error ‖z(gx) - z(x)‖/‖z(x)‖;
-    `accuracy`, `per_class`: at the identity; `over_orbit`: the mean accuracy and nll over all elements, the calibration
-    error of all their answers together, the share of images with one prediction over all elements (`agreement`) and
-    over those of the group (`agreement_group`); `classes_predicted`: how many at the identity.
+    `accuracy`, `per_class`: at the identity; `over_orbit`: the mean accuracy and nll over all turns and mirrors, the
+    calibration error of all their answers together, the share of images with one prediction over them (`agreement`) and
+    over all elements of the group (`agreement_group`); `over_scales`: the same over the scales alone, None where there
+    are none; `classes_predicted`: how many at the identity.
     """
     images = float(sums.of_class.sum())
     right = sums.right.sum(dim=1) / images
@@ -120,15 +147,28 @@ def orbit_figures(sums: OrbitSums, elements: Sequence[Element], group: Group, cl
         "accuracy": float(right[0]),
         "per_class": dict(zip(classes, _shares(sums.right[0], sums.of_class), strict=True)),
         "classes_predicted": int((sums.answers > 0).sum()),
-        "over_orbit": {
-            "accuracy": float(right.mean()),
-            "lowest_accuracy": float(right.min()),
-            "nll": float(sums.nll.mean() / images),
-            "ece": calibration_error(sums.bins.sum(dim=0).cpu()),
-            "agreement": steady[0],
-            "agreement_group": steady[1],
-        },
+        "over_orbit": {**_over(sums, _whole(elements), steady[0]), "agreement_group": steady[1]},
+        "over_scales": None if all(_whole(elements)) else _over(sums, [upright(e) for e in elements], steady[2]),
         "elements": [_row(element, group, *numbers) for element, *numbers in columns],
+    }
+
+
+def _whole(elements: Sequence[Element]) -> list[bool]:
+    """Which of them are turns and mirrors without a scale."""
+    return [element.scale == 1 for element in elements]
+
+
+def _over(sums: OrbitSums, which: Sequence[bool], agreement: float) -> dict[str, float]:
+    """The figures over some elements together."""
+    some = torch.tensor(which, device=sums.nll.device)
+    images = float(sums.of_class.sum())
+    right = sums.right[some].sum(dim=1) / images
+    return {
+        "accuracy": float(right.mean()),
+        "lowest_accuracy": float(right.min()),
+        "nll": float(sums.nll[some].mean() / images),
+        "ece": calibration_error(sums.bins[some].sum(dim=0).cpu()),
+        "agreement": agreement,
     }
 
 
@@ -154,6 +194,7 @@ def _row(
         "element": str(element),
         "degrees": element.degrees,
         "mirrored": element.mirrored,
+        "scale": element.scale,
         "exact": element.exact,
         "in_group": belongs(element, group),
         "accuracy": accuracy,
@@ -174,15 +215,15 @@ def _zeros(elements: int, classes: int, device: torch.device) -> OrbitSums:
         nll=zeros(elements),
         bins=zeros(elements, BINS, 3),
         agreeing=zeros(elements),
-        steady=zeros(2),
+        steady=zeros(3),
         change=zeros(elements),
         power=zeros(),
         answers=zeros(classes),
     )
 
 
-def _add(sums: OrbitSums, logits: Tensor, labels: Tensor, own: Sequence[bool]) -> None:
-    """Logits (E, B, K) float64 of one batch, labels (B,); `own`: which elements are the group's."""
+def _add(sums: OrbitSums, logits: Tensor, labels: Tensor, kinds: Sequence[Sequence[bool]]) -> None:
+    """Logits (E, B, K) float64 of one batch, labels (B,); `kinds`: over which elements an answer may be steady."""
     elements, _, classes = logits.shape
     log_probability = F.log_softmax(logits, dim=-1)
     confidence, predicted = log_probability.exp().max(dim=-1)  # (E, B)
@@ -195,7 +236,7 @@ def _add(sums: OrbitSums, logits: Tensor, labels: Tensor, own: Sequence[bool]) -
     place = _one_hot((confidence * BINS).ceil().long() - 1, BINS)  # (E, B, BINS)
     sums.bins += place.mT @ torch.stack((torch.ones_like(right), confidence, right), dim=-1)
     sums.agreeing += same.sum(dim=1)
-    sums.steady += torch.stack((same.all(dim=0).sum(), same[own].all(dim=0).sum()))
+    sums.steady += torch.stack([same[kind].all(dim=0).sum() for kind in kinds])
     sums.change += (logits - logits[0]).square().sum(dim=(1, 2))
     sums.power += logits[0].square().sum()
     sums.answers += _one_hot(predicted[0], classes).sum(dim=0)

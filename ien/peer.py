@@ -25,8 +25,10 @@ def steerable(group: Group, classes: int, channels: int, seed: int = 0) -> Tappe
     """An untrained network of escnn for this group: images (B, channels, S, S) → logits (B, classes), tapped blocks.
 
     5×5 filters of stride 1 and average pooling by 2, all of which keep exact quarter turns where S divides by 4.
-    Raises `InputError` where escnn is not installed.
+    Raises `InputError` where escnn is not installed, and for a group that scales.
     """
+    if group.scales:
+        raise InputError(f"--peer escnn: its network turns and mirrors, and {group.name} scales; leave --peer out")
     gspaces, enn = _escnn()
     space = (gspaces.flipRot2dOnR2 if group.reflection else gspaces.rot2dOnR2)(group.rotations)
     with torch.random.fork_rng(devices=[]):

@@ -2,6 +2,7 @@
 
     accuracy.png     the accuracy over the angle, around the circle
     agreement.png    agreement, calibration error and likelihood over the angle
+    scales.png       accuracy and agreement over the scale, where the group scales
     layers.png       the relative equivariance error of every layer, with the interpolation floor
 
 The colours are those of Okabe and Ito, which the colour-blind tell apart (https://jfly.uni-koeln.de/color/); what a
@@ -13,7 +14,8 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib import style
@@ -22,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#666666",
@@ -46,6 +48,8 @@ CAPTIONS = {
     "which the angle is all the same.",
     "agreement.png": "How many images keep the answer that they get at 0°, how far confidence is from accuracy, and "
     "the negative log-likelihood. Bands are the standard deviation over seeds.",
+    "scales.png": "Accuracy and agreement while the images are made smaller (left) and larger (right) about their "
+    "centre. Dotted lines are the scales that the group has.",
     "layers.png": "0: the layer commutes with the group. A black line is the interpolation floor, below which nothing "
     "can be told apart; a hatched layer is equivariant only because it says nothing.",
 }
@@ -68,6 +72,8 @@ def curves(rows: Sequence[Row], runs: Mapping[str, Run], images: int, split: str
             "agreement.png": _over_the_angle(names[:learnt], of[:learnt], what),
             "layers.png": _layers(names, of),
         }
+        if any(row["scale"] != 1 for row in of[0][0]["square"]["elements"]):
+            figures["scales.png"] = _over_scales(names[:learnt], of[:learnt], what)
         return {name: png(figure) for name, figure in figures.items()}
 
 
@@ -94,12 +100,12 @@ def _accuracy(names: Sequence[str], of: Sequence[Sequence[Run]], what: str) -> F
     """One circle; with mirrored copies a second one beside it, of the same radial axis."""
     flips = [False, True] if any(row["mirrored"] for row in of[0][0]["square"]["elements"]) else [False]
     figure = canvas(f"Accuracy over the angle ({what})", 5.6 * len(flips) if len(flips) == 1 else 9.6, 5.6)
-    low = _radius([value for some in of for run in some for value in _column(run, "accuracy", None)[1]])
+    low = _radius([value for some in of for run in some for value in _accuracies(run)])
     for place, flip in enumerate(flips):
         axes = figure.add_subplot(1, len(flips), place + 1, projection="polar")
         _dial(axes, low, "turned, then mirrored" if flip else "turned")
         for number, some in enumerate(of):
-            angles, means, _ = _averaged(some, "accuracy", flip)
+            angles, means, _ = _at(some, "accuracy", partial(_by_angle, flip=flip))
             around = [math.radians(angle) for angle in [*angles, 360]]
             axes.plot(around, [100 * v for v in (*means, means[0])], **_line(number), marker="o", markersize=2.5)
     _legend(figure, _handles(names))
@@ -137,14 +143,9 @@ def _over_the_angle(names: Sequence[str], of: Sequence[Sequence[Run]], what: str
     )
     for axes, (kind, scale, title) in zip(panels, kinds, strict=True):
         for number, some in enumerate(of):
-            angles, means, spreads = _averaged(some, kind, False)
+            angles, means, spreads = _at(some, kind, partial(_by_angle, flip=False))
             values = [scale * value for value in (*means, means[0])]
-            bars = [scale * value for value in (*spreads, spreads[0])]
-            axes.plot([*angles, 360], values, **_line(number), marker="o", markersize=2.5)
-            if any(bars):
-                pairs = list(zip(values, bars, strict=True))
-                edges = [v - b for v, b in pairs], [v + b for v, b in pairs]
-                axes.fill_between([*angles, 360], *edges, color=COLOURS[number], alpha=0.15, linewidth=0)
+            _band(axes, number, [*angles, 360], values, [scale * value for value in (*spreads, spreads[0])])
         axes.set_ylabel(title)
         if kind != "agreement":
             axes.set_ylim(bottom=0)
@@ -154,6 +155,40 @@ def _over_the_angle(names: Sequence[str], of: Sequence[Sequence[Run]], what: str
     figure.align_ylabels()
     _legend(figure, _handles(names))
     return figure
+
+
+def _over_scales(names: Sequence[str], of: Sequence[Sequence[Run]], what: str) -> Figure:
+    """Both panels share the scale, by its logarithm; bands as over the angle."""
+    figure = canvas(f"Predictions over the scale ({what}, not turned)", 7.2, 4.6)
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, kind, title in zip(
+        panels, ("accuracy", "agreement"), ("accuracy (%)", "same prediction\nas at ×1 (%)"), strict=True
+    ):
+        for number, some in enumerate(of):
+            scales, means, spreads = _at(some, kind, _by_scale)
+            _band(axes, number, scales, [100 * value for value in means], [100 * value for value in spreads])
+        axes.set_ylabel(title)
+        axes.set_xscale("log")
+    own = [row["scale"] for row in _by_scale(of[0][0]) if row["in_group"]]
+    for axes in panels:
+        for scale in own:
+            axes.axvline(scale, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(axis="x", visible=False)
+    panels[-1].set_xticks(own, [f"×{scale:g}" for scale in own])
+    panels[-1].set_xlabel("magnified by")
+    figure.align_ylabels()
+    _legend(figure, _handles(names))
+    return figure
+
+
+def _band(axes: Axes, number: int, places: Sequence[float], values: Sequence[float], spreads: Sequence[float]) -> None:
+    """One row's line, and its standard deviation over seeds, if it has some."""
+    axes.plot(places, values, **_line(number), marker="o", markersize=2.5)
+    if any(spreads):
+        pairs = list(zip(values, spreads, strict=True))
+        edges = [v - b for v, b in pairs], [v + b for v, b in pairs]
+        axes.fill_between(places, *edges, color=COLOURS[number], alpha=0.15, linewidth=0)
 
 
 def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
@@ -170,6 +205,7 @@ def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
     axes.set_xticks(range(len(layers) + 1), [*layers, "logits"], rotation=0 if len(layers) < 9 else 45)
     axes.grid(axis="x", visible=False)
     axes.set_ylim(bottom=0)
+    axes.set_xlim(-0.6, len(layers) + 0.6)  # also where there is no bar
     axes.set_ylabel("‖f(g·x) − g·f(x)‖ / ‖f(x)‖")
     axes.set_xlabel("layer, from the image on; mean over the group's elements")
     handles: list[Any] = [Patch(color=COLOURS[number], label=name) for number, name in enumerate(names)]
@@ -213,17 +249,30 @@ def _of_layer(run: Run, layer: str) -> dict[str, Any]:
     return {"error": tap["mean_error"], "floor": tap["mean_floor"], "verdict": tap["verdict"]}
 
 
-def _column(run: Run, kind: str, flip: bool | None) -> tuple[list[float], list[float]]:
-    rows = [row for row in run["square"]["elements"] if flip is None or row["mirrored"] == flip]
-    return [row["degrees"] for row in rows], [row[kind] for row in rows]
+def _by_angle(run: Run, flip: bool) -> list[Row]:
+    """What was measured at each angle, mirrored or not; nothing of it is scaled."""
+    return [row for row in run["square"]["elements"] if row["mirrored"] == flip and row["scale"] == 1]
 
 
-def _averaged(some: Sequence[Run], kind: str, flip: bool) -> tuple[list[float], list[float], list[float]]:
-    """Angles, means and standard deviations over the runs of one row."""
-    angles = _column(some[0], kind, flip)[0]
-    values = list(zip(*(_column(run, kind, flip)[1] for run in some), strict=True))
+def _by_scale(run: Run) -> list[Row]:
+    """What was measured at each scale, the identity among them."""
+    rows = [row for row in run["square"]["elements"] if not row["mirrored"] and not row["degrees"]]
+    return sorted(rows, key=lambda row: row["scale"])
+
+
+def _accuracies(run: Run) -> list[float]:
+    return [row["accuracy"] for row in run["square"]["elements"] if row["scale"] == 1]
+
+
+def _at(
+    some: Sequence[Run], kind: str, rows: Callable[[Run], list[Row]]
+) -> tuple[list[float], list[float], list[float]]:
+    """Angles (or scales, where rows differ in them), means and standard deviations over the runs of one row."""
+    first = rows(some[0])
+    places = [row["scale"] if any(one["scale"] != 1 for one in first) else row["degrees"] for row in first]
+    values = list(zip(*([row[kind] for row in rows(run)] for run in some), strict=True))
     spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-    return angles, [statistics.fmean(v) for v in values], spreads
+    return places, [statistics.fmean(v) for v in values], spreads
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:

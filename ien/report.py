@@ -18,7 +18,7 @@ from ien.engine import full_precision
 from ien.groups import Element, Group
 from ien.lie import PROBABILITIES, local_errors
 from ien.metrics import equivariance_sums, relative_errors
-from ien.orbit import Batch, circle, corner_power, orbit_figures, orbit_sums
+from ien.orbit import Batch, circle, corner_power, orbit_figures, orbit_sums, scaled
 from ien.taps import Tapped
 
 MAP_IMAGES, LOCAL_IMAGES = 512, 64  # at most; per tap, and for the local error
@@ -48,12 +48,13 @@ class Plan:
 
     @property
     def elements(self) -> tuple[Element, ...]:
-        return circle(self.group, self.mirrored)
+        return circle(self.group, self.mirrored) + scaled(self.group)
 
 
 def common_group(groups: Sequence[Group]) -> Group:
     """The smallest group that has every element of all of these; resampled bilinearly, compared inside the disc."""
-    return Group(math.lcm(*(one.rotations for one in groups)), any(one.reflection for one in groups))
+    scales = tuple(scale for one in groups for scale in one.scales)
+    return Group(math.lcm(*(one.rotations for one in groups)), any(one.reflection for one in groups), scales=scales)
 
 
 def measured(subject: Subject, plan: Plan, progress: Progress) -> dict[str, Any]:

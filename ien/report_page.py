@@ -36,6 +36,7 @@ dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
 
 def page(report: Report, pictures: Mapping[str, tuple[bytes, str]]) -> str:
     """The whole page; `pictures` by file name: PNG and caption."""
+    scaled = any(run["square"]["over_scales"] for run in report["runs"])
     title = "Evaluation of " + ", ".join(run["name"] for run in report["runs"])
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -43,9 +44,9 @@ def page(report: Report, pictures: Mapping[str, tuple[bytes, str]]) -> str:
         "<h2>In short</h2>",
         *(_in_short(run, report) for run in report["runs"]),
         _comparison(report) if len(report["runs"]) > 1 else "",
-        "<h2>Accuracy over the angle</h2>",
+        "<h2>Accuracy over the angle, and over the scale</h2>" if scaled else "<h2>Accuracy over the angle</h2>",
         _what_is_seen(report),
-        *_figures(pictures, ("accuracy", "agreement")),
+        *_figures(pictures, ("accuracy", "agreement", "scales")),
         *(_per_angle(run) for run in report["runs"]),
         "<h2>Equivariance of each layer</h2>",
         *_figures(pictures, ("layers",)),
@@ -79,14 +80,27 @@ def _introduction(report: Report) -> str:
 def _in_short(run: Run, report: Report) -> str:
     """One paragraph on a run, and a warning where a layer is equivariant only because it says nothing."""
     orbit, group = run["square"]["over_orbit"], report["measured"]["group"]
-    worst = min(run["square"]["elements"], key=lambda row: row["accuracy"])
+    turned = [row for row in run["square"]["elements"] if row["scale"] == 1]
+    worst = min(turned, key=lambda row: row["accuracy"])
     told = (
         f" ({run['label']}): accuracy {_percent(run['square']['accuracy'])} on the images as they are, "
         f"{_percent(orbit['accuracy'])} on average over all angles, {_percent(worst['accuracy'])} at worst "
-        f"({worst['element']}). {_percent(orbit['agreement_group'])} of the images get one answer from all elements of "
-        f"{group}. {_range_of_errors(run)}"
+        f"({worst['element']}). {_over_scales(run)}{_percent(orbit['agreement_group'])} of the images get one answer "
+        f"from all elements of {group}. {_range_of_errors(run)}"
     )
     return f"<p><b>{escape(run['name'])}</b>{escape(told)} {_warning(run)}</p>"
+
+
+def _over_scales(run: Run) -> str:
+    if not (over := run["square"]["over_scales"]):
+        return ""
+    scales = [row for row in run["square"]["elements"] if not row["degrees"] and not row["mirrored"]]
+    worst = min(scales, key=lambda row: row["accuracy"])
+    low, high = (of(row["scale"] for row in scales) for of in (min, max))
+    return (
+        f"Over the scales from {low:g} to {high:g} it is {_percent(over['accuracy'])} on average, "
+        f"{_percent(worst['accuracy'])} at worst ({worst['element']}). "
+    )
 
 
 def _range_of_errors(run: Run) -> str:
@@ -133,8 +147,12 @@ def _what_is_seen(report: Report) -> str:
         f"images are not empty, black corners. Here {_percent(corners)} of the images' power lies in the corners"
     )
     if disc:
-        return text + ": the table also gives the accuracy with all but the disc black at every angle, 0° too.</p>"
-    return text + ": they are as good as empty and play no part.</p>"
+        text += ": the table also gives the accuracy with all but the disc black at every angle, 0° too."
+    else:
+        text += ": they are as good as empty and play no part."
+    if report["measured"].get("scales"):
+        text += " Scaled images are resampled with anti-aliasing about the centre, with zeros outside."
+    return text + "</p>"
 
 
 def _per_angle(run: Run) -> str:
@@ -144,9 +162,9 @@ def _per_angle(run: Run) -> str:
         name = row["element"] + (" *" if row["in_group"] else "")
         numbers = [_percent(row["accuracy"]), *disc, _percent(row["agreement"]), _number(row["logit_error"])]
         rows.append([name, *numbers, _percent(row["ece"]), _number(row["nll"])])
-    head = ["turned by", "accuracy", *(["in the disc"] if run["disc"] else []), "as at 0°", "logit error"]
+    head = ["moved by", "accuracy", *(["in the disc"] if run["disc"] else []), "as at 0°", "logit error"]
     table = _table([*head, "calibration error", "nll (nats)"], rows, "* an element of the group")
-    return f"<details><summary>{escape(run['name'])}: every angle in figures</summary>{table}</details>"
+    return f"<details><summary>{escape(run['name'])}: every element in figures</summary>{table}</details>"
 
 
 def _layers(run: Run) -> str:
@@ -227,11 +245,12 @@ def _per_class(report: Report) -> str:
 
 def _definitions(report: Report) -> str:
     what = report["measured"]
+    scaled = " Scaled views are compared in the coarser of their frames, on what both show." * bool(what.get("scales"))
     terms = {
         "relative equivariance error": "‖f(g·x) − g·f(x)‖ / ‖f(x)‖ of the pooled maps, over "
         f"{what['map_images']:,} images, for every element g of {what['group']} but the identity, in float32 with TF32 "
-        "off; elements that resample are compared inside the inscribed disc. “Of what varies”: divided by √varying, so "
-        "that constant means of the channels make no layer look better.",
+        f"off; turns that resample are compared inside the inscribed disc.{scaled} “Of what varies”: divided by "
+        "√varying, so that constant means of the channels make no layer look better.",
         "floor": "‖g⁻¹·g·f(x) − f(x)‖ / ‖f(x)‖, the mean over the elements; 0 where all of them move pixels.",
         "varying, dead": "The share of the mean square that is variance about each channel's mean, over images and "
         "pixels; the share of pooled channels that are constant.",

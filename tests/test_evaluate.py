@@ -136,7 +136,8 @@ def test_the_report_holds_what_it_promises(side_by_side: Path) -> None:
         }  # fmt: skip
         assert [row["degrees"] for row in run["square"]["elements"]] == [15 * k for k in range(24)]
         assert set(run["square"]["elements"][0]) == {
-            "element", "degrees", "mirrored", "exact", "in_group", "accuracy", "nll", "ece", "agreement", "logit_error",
+            "element", "degrees", "mirrored", "scale", "exact", "in_group",
+            "accuracy", "nll", "ece", "agreement", "logit_error",
         }  # fmt: skip
         assert len(run["square"]["per_class"]) == 10
         for tap in run["taps"].values():
@@ -308,6 +309,35 @@ def test_what_the_documentation_shows_runs(capsys: pytest.CaptureFixture[str]) -
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/measuring.md").read_text(), re.DOTALL)
     exec(block, {})
     assert capsys.readouterr().out.startswith("alive ")
+
+
+def test_a_run_of_scales_is_measured_over_them(tmp_path: Path) -> None:
+    """Beside a run of turns: the group has both, the layers have their scaled elements, and the scale has its curve."""
+    alone = finished_run(tmp_path, "alone", "mode=R1", "group.scales=[0.5]", "network.width=2")
+    turns = finished_run(tmp_path, "turns", "mode=R2")
+    content = report(turns, alone, out=tmp_path / "out")
+    assert content["measured"]["group"] == "C2 ×0.5"
+    for run in content["runs"]:
+        assert set(run["taps"]["block1"]["elements"]) == {"180°", "×0.5", "180° ×0.5"}
+        assert run["taps"]["block1"]["elements"]["×0.5"]["error"] > 0
+        over = [row for row in run["square"]["elements"] if not row["degrees"] and not row["mirrored"]]
+        assert min(row["scale"] for row in over) == 0.5
+        assert run["square"]["over_scales"]["lowest_accuracy"] == min(row["accuracy"] for row in over)
+    assert "accuracy over scales" in content["comparison"][0]["figures"]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Over the scales from 0.5 to 1" in page
+    assert {"scales.png", "stabilised_alone.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    events = EventAccumulator(str(tmp_path / "out/tensorboard/alone")).Reload()
+    assert next(point.step for point in events.Scalars("scaled/accuracy")) == 50
+    assert [point.step for point in events.Scalars("turned/accuracy")] == [15 * k for k in range(24)]
+
+
+def test_without_scales_nothing_is_said_of_them(side_by_side: Path) -> None:
+    assert "accuracy over scales" not in loaded(side_by_side)["comparison"][0]["figures"]
+    assert "scale" not in re.sub(
+        r"data:image/png;base64,[^\"]*|<style>.*</style>", "", (side_by_side / "report.html").read_text(), flags=re.S
+    )
+    assert not (side_by_side / "scales.png").exists()
 
 
 def test_weights_that_a_run_started_from_are_not_asked_for_again(tmp_path: Path) -> None:

@@ -32,6 +32,17 @@ def test_the_maps_of_an_equivariant_layer_stand_still() -> None:
     assert restless.errors[0] == 0
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.25])
+def test_a_layer_that_commutes_with_scales_has_no_error_there(scale: float) -> None:
+    """A 1×1 convolution without a bias. Magnified, the edge of the frame is not seen."""
+    view = stabilised(
+        tapped(nn.Conv2d(1, 4, 1, bias=False), sizes=(1,)), torch.rand(1, 1, 9, 9), Group(1, scales=(scale,))
+    ).views[0]
+    assert view.errors[1] < 1e-6
+    assert np.isnan(view.maps[1, 0, 0]) == (scale > 1)
+    assert not np.isnan(view.maps[1, 4, 4])
+
+
 def test_outside_the_disc_nothing_is_shown() -> None:
     view = stabilised(tapped(nn.Conv2d(1, 4, 3, padding=1)), torch.rand(1, 1, 9, 9), Group(8)).views[0]
     corners = np.isnan(view.maps[:, 0, 0])
@@ -74,7 +85,7 @@ def test_filters_of_colour_images_keep_their_colours() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(1, 4, 1), nn.Conv2d(1, 3, 3), nn.Identity()])
 def test_networks_without_filters_to_be_seen(layer: nn.Module) -> None:
-    assert first_filters(Tapped(nn.Sequential(layer), [], ChannelMaxPool([2]))) is None
+    assert first_filters(tapped(layer)) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ien.groups import Element, Group
-from ien.orbit import BINS, belongs, calibration_error, circle, corner_power, orbit_figures, orbit_sums
+from ien.orbit import BINS, belongs, calibration_error, circle, corner_power, orbit_figures, orbit_sums, scaled
 
 C4 = Group(4)
 TURNS = tuple(Element(k, 4) for k in range(4))
@@ -58,6 +58,41 @@ def test_which_elements_are_the_groups() -> None:
     ]
     assert not belongs(Element(0, 1, True), C4)
     assert belongs(Element(0, 1, True), Group(4, True))
+
+
+def test_scales_are_met_in_equal_steps_and_with_the_groups_turns() -> None:
+    group = Group(4, scales=(0.5, 1.2))
+    found = scaled(group)
+    alone = [element.scale for element in found if not element.turns]
+    assert alone == [0.5, 0.558, 0.622, 0.694, 0.775, 0.864, 0.964, 1.08, 1.2]
+    assert [element for element in found if belongs(element, group)] == list(group.elements[4:])
+    assert scaled(C4) == ()
+    assert not belongs(Element(0, 1, scale=0.5), C4)
+
+
+class HowWide(nn.Module):
+    """Class 0 where more than 10 pixels shine, with logits ±1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        many = ((images > 0.5).sum(dim=(1, 2, 3)) > 10).float() * 2 - 1
+        return torch.stack((many, -many), dim=1)
+
+
+def test_accuracy_per_scale_of_a_network_with_a_known_answer() -> None:
+    """A square of 16 pixels: 8 by 8 where it is doubled, 2 by 2 where it is halved; turns change nothing."""
+    images = torch.zeros(2, 1, 16, 16)
+    images[..., 6:10, 6:10] = 1
+    group = Group(4, scales=(0.5, 2))
+    elements = (*group.elements[:4], *scaled(group))
+    sums = orbit_sums(HowWide(), [(images, torch.zeros(2, dtype=torch.long))], elements, group, 2)
+    found = orbit_figures(sums, elements, group, ["a", "b"])
+    rows = by_name(found)
+    assert (rows["×2"]["accuracy"], rows["×0.5"]["accuracy"], rows["90° ×0.5"]["accuracy"]) == (1, 0, 0)
+    assert found["over_orbit"]["accuracy"] == found["over_orbit"]["agreement"] == 1
+    assert found["over_orbit"]["agreement_group"] == found["over_scales"]["agreement"] == 0
+    upright = [row["accuracy"] for row in found["elements"] if row["degrees"] == 0]
+    assert found["over_scales"]["accuracy"] == pytest.approx(sum(upright) / len(upright))
+    assert found["over_scales"]["lowest_accuracy"] == 0
 
 
 def test_accuracy_per_angle_of_a_network_with_a_known_answer() -> None:

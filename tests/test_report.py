@@ -68,6 +68,7 @@ def test_the_smallest_group_that_holds_them_all() -> None:
     assert common_group([Group(4), Group(4)]) == Group(4)
     assert common_group([Group(4, interpolation="nearest", disc=False)]) == Group(4)
     assert common_group([Group(4), Group(6, True)]) == Group(12, True)
+    assert common_group([Group(1, scales=(0.5, 2)), Group(4, scales=(0.5,))]) == Group(4, scales=(0.5, 2))
 
 
 def test_full_precision_is_given_back() -> None:
