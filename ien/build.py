@@ -134,7 +134,8 @@ def _network(settings: Config, group: Group, dataset: Dataset) -> tuple[Tapped, 
     with _told_of("pretrained"):
         anew = models.load_weights(network, settings.pretrained, classes) if settings.pretrained else ()
     if settings.symmetry.start == "equivariant" or settings.symmetry.tied:
-        Symmetry(network, symmetry_group(settings), pool).start()
+        with _told_of("symmetry"):
+            Symmetry(network, symmetry_group(settings), pool).start()
     taps = settings.taps or getattr(network, "taps", None)
     if not taps:
         raise InputError(
@@ -188,8 +189,10 @@ def symmetry_group(settings: Config) -> Group:
 
 def make_symmetry(settings: Config, tapped: Tapped) -> Symmetry | None:
     """The equivariant weights that belong to the network, if a setting asks for them."""
-    wanted = settings.symmetry != SymmetrySettings()
-    return Symmetry(tapped.model, symmetry_group(settings), tapped.pool) if wanted else None
+    if settings.symmetry == SymmetrySettings():
+        return None
+    with _told_of("symmetry"):
+        return Symmetry(tapped.model, symmetry_group(settings), tapped.pool)
 
 
 def moves_of_second_views(settings: Config, group: Group) -> tuple[Element, ...]:

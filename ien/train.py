@@ -173,9 +173,10 @@ def _described(parts: Parts, folder: Folder, everyone: list[dict[str, Any]]) -> 
             f"warning: a process on {short['host']} sees {short['cpus']} CPUs for itself and {readers} data-loader "
             "workers; ask for more with launch.cpus_per_task, or write data.workers=0"
         )
-    if settings.beta_weight > 0:
-        side, group = build.image_side(settings) or data.side, parts.engine.objective.group
-        lines += filter(None, [alignment_warning(parts.tapped.model, side, data.channels, group, str(folder.path))])
+    if settings.beta_weight > 0 or parts.symmetry:
+        side, group = build.image_side(settings), parts.engine.objective.group
+        subject = str(folder.path) if side else f"{folder.path} --size {data.side}"
+        lines += filter(None, [alignment_warning(parts.tapped.model, side or data.side, data.channels, group, subject)])
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ien import build, config
+from ien import build, config, train
+from ien.alignment.__main__ import main as alignment
 from ien.build import Parts
 from ien.distributed import Processes, synchronised
 from ien.errors import InputError
@@ -20,6 +21,7 @@ from ien.models import library_network
 from ien.models.__main__ import main as list_layers
 from ien.objective import EquivariantObjective
 from ien.pooling import ChannelMaxPool
+from ien.runs import Folder
 from ien.taps import Tapped
 from tests.symmetric import average_kernels
 
@@ -260,3 +262,18 @@ def test_a_tapped_batchnorm_is_still_tapped_once_it_is_synchronised(monkeypatch:
 def test_a_batchnorm_that_activates_too_is_not_made_a_plain_one() -> None:
     with pytest.raises(InputError, match=r"layer bn1 is a BatchNormAct2d, which torch cannot synchronise; write run"):
         synchronised(library_network("timm/efficientnet_lite0", 10))
+
+
+@pytest.mark.parametrize("words", [{}, {"beta_weight": 0.0, "symmetry": {"weight_penalty": 1.0}}])
+def test_the_command_that_a_run_names_at_its_start_works(words: dict[str, Any], tmp_path: Path) -> None:
+    """Images of their own size, which strides of 2 do not divide; the run's folder does not say how large they are."""
+    parts = parts_of(model="torchvision/resnet18", taps=["layer1"], data={"image_size": None}, **words)
+    (tmp_path / "config.yaml").write_text(config.resolved(parts.settings))
+    line = train._described(parts, Folder(tmp_path), [train._described_process(parts.processes)]).splitlines()[-1]
+    assert line.startswith("warning: at 28×28 conv1 (7×7 convolution, stride 2")
+    assert alignment(line.partition("(python -m ien.alignment ")[2].rstrip(")").split()) == 1
+
+
+def test_a_network_that_cannot_be_symmetric_names_the_setting_and_the_layer() -> None:
+    with pytest.raises(InputError, match=r"^symmetry: classifier.0: sees 25088 numbers"):
+        parts_of(model="torchvision/vgg11", taps=["features.0"], symmetry={"tied": True})
