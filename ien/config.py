@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from ien.config_files import Setting, as_yaml, from_command_line, nested, read
 from ien.config_problems import allowed, by_dotted_key, told
+from ien.config_rules import GROUPS, PAPER_MODELS, PRESETS, fits_together, refused
 from ien.config_sections import (
     Count,
     Counts,
@@ -37,14 +37,6 @@ from ien.config_sections import (
 )
 from ien.errors import InputError
 
-# name → (ratio, mplc_kernel_size): the heterogeneous filter groups of the paper. Stands here too, not only in
-# `ien.pooling`, because settings are read where torch is not wanted.
-PRESETS = {
-    "R8-4-2-1": ((32, 8, 2, 1), (8, 4, 2, 1)),
-    "R8-4-2": ((8, 2, 1), (8, 4, 2)),
-    "R4-2-1": ((8, 2, 1), (4, 2, 1)),
-}
-PAPER_MODELS = "BasicCNN, Resnet18, VGG"
 MODEL_NAMES = f"{PAPER_MODELS}, torchvision/NAME, timm/NAME or package.module:Class"
 
 
@@ -127,7 +119,7 @@ class Config(Settings):
     @classmethod
     def _is_a_group(cls, mode: Any) -> Any:
         if not isinstance(mode, str) or not re.fullmatch(r"R[1-9][0-9]*", mode):
-            raise _refused("mode", f"{mode!r} is no group; {_GROUPS}")
+            raise refused("mode", f"{mode!r} is no group; {GROUPS}")
         return mode
 
     @field_validator("save_dir", mode="before")
@@ -136,88 +128,15 @@ class Config(Settings):
         parts = folder.split("/") if isinstance(folder, str) else [""]
         if len("/".join(parts)) > 200 or not all(re.fullmatch(r"[A-Za-z0-9._-]+", part) for part in parts):
             allowed = "a relative path of at most 200 characters from A-Z a-z 0-9 . _ - /"
-            raise _refused("save_dir", f"{folder!r} is no folder under run.root; write {allowed}")
+            raise refused("save_dir", f"{folder!r} is no folder under run.root; write {allowed}")
         if {".", ".."} & set(parts):
-            raise _refused("save_dir", f"{folder!r} must not hold . or ..; write the folder's name alone")
+            raise refused("save_dir", f"{folder!r} must not hold . or ..; write the folder's name alone")
         return folder
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        if self.low_lr > self.max_lr:
-            raise _refused("low_lr", f"{self.low_lr:g} is above max_lr {self.max_lr:g}; write one that is not")
-        if self.cyc_size > self.tot_epochs:
-            problem = f"a cycle of {self.cyc_size} epochs does not fit into tot_epochs {self.tot_epochs}"
-            raise _refused("cyc_size", f"{problem}; write {self.tot_epochs} or fewer")
-        self._network_is_whole()
-        if self.network.published_kernels and self.model != "VGG":
-            raise _refused("network.published_kernels", f"is of VGG alone, and model is {self.model}; write false")
-        if self.objective.augment == "none" and self.beta_weight > 0:
-            advice = "write beta_weight: 0, or objective.augment: group"
-            raise _refused("beta_weight", f"{self.beta_weight:g} needs a second view, but augment is none; {advice}")
-        if self.symmetry.tied and self.symmetry.weight_penalty > 0:
-            problem = f"{self.symmetry.weight_penalty:g} has nothing to lower: tied weights are equivariant"
-            raise _refused("symmetry.weight_penalty", f"{problem}; write 0, or symmetry.tied: false")
-        self._moves_something()
-        self._has_filter_groups()
-        self._batch_divides()
-        self._signal_comes_in_time()
+        fits_together(self)
         return self
-
-    def _moves_something(self) -> None:
-        if self.mode == "R1" and not self.group.scales:
-            raise _refused("mode", f"'R1' is no group; {_GROUPS}")
-        if 1 in self.group.scales:
-            raise _refused("group.scales", "1 is always among them; leave it out, as in [0.8, 1.25]")
-
-    def _network_is_whole(self) -> None:
-        if self.network.arguments and ":" not in self.model:
-            raise _refused("network.arguments", f"is for package.module:Class, and model is {self.model}; remove it")
-        if not set("/:") & set(self.model):
-            return
-        if self.network.width is not None:
-            advice = "remove it" if "/" in self.model else "write network.arguments: {width: …}, if the class has it"
-            raise _refused("network.width", f"is of {PAPER_MODELS}, and model is {self.model}; {advice}")
-        if self.taps is None and "/" in self.model:
-            advice = f"`python -m ien.models {self.model}` lists them"
-            raise _refused("taps", f"is required for {self.model}; write names of its layers as a list ({advice})")
-
-    def _has_filter_groups(self) -> None:
-        ratio, sizes = self.ratio, self.mplc_kernel_size
-        if self.heterogeneous is False:
-            return
-        if ratio is None or not isinstance(sizes, tuple):
-            missing = "ratio" if ratio is None else "mplc_kernel_size"
-            example = "ratio: [32, 8, 2, 1] and mplc_kernel_size: [8, 4, 2, 1], or heterogeneous: R8-4-2-1"
-            raise _refused("heterogeneous", f"needs {missing} as a list; write {example}")
-        if len(ratio) != len(sizes):
-            raise _refused("ratio", f"has {len(ratio)} shares for {len(sizes)} mplc_kernel_size; write as many of each")
-        preset = PRESETS.get(self.heterogeneous) if isinstance(self.heterogeneous, str) else None
-        if preset and preset != (ratio, sizes):
-            advice = "remove ratio and mplc_kernel_size, or write heterogeneous: true"
-            raise _refused("heterogeneous", f"{self.heterogeneous} is {preset[0]} of {preset[1]}; {advice}")
-
-    def _batch_divides(self) -> None:
-        parts = (self.launch.nodes, self.launch.tasks, self.optimizer.accumulate)
-        whole = parts[0] * parts[1] * parts[2]
-        if self.batch_size % whole:
-            below = self.batch_size - self.batch_size % whole
-            near = f"{below} or {below + whole}" if below else f"{whole}"
-            names = "launch.nodes × launch.tasks_per_node × optimizer.accumulate"
-            problem = f"{self.batch_size} does not divide by {whole} ({names} = {' × '.join(map(str, parts))})"
-            raise _refused("batch_size", f"{problem}; write {near}")
-
-    def _signal_comes_in_time(self) -> None:
-        launch, default = self.launch, LaunchSettings().signal_delay_s
-        if launch.signal_delay_s not in (launch.signal_s, default):
-            problem = f"{launch.signal_delay_s} s are too long for launch.timeout_min {launch.timeout_min}"
-            raise _refused("launch.signal_delay_s", f"{problem}; write {launch.latest_signal_s} or less")
-
-
-_GROUPS = "write R4, R8 or R<N> with N ≥ 2, or R1 with group.scales"
-
-
-def _refused(key: str, problem: str) -> PydanticCustomError:
-    return PydanticCustomError("setting", "{problem}", {"key": key, "problem": problem})
 
 
 SECTIONS = frozenset(name for name, field in Config.model_fields.items() if isinstance(field.default, Settings))

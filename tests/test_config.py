@@ -235,6 +235,11 @@ def test_every_setting_has_an_origin_and_a_meaning(tmp_path: Path) -> None:
         ("mode: 8", [], "x.yaml:3: mode: 8 is no group; write R4, R8 or R<N> with N ≥ 2"),
         ("mode: R1", [], "x.yaml:3: mode: 'R1' is no group; write R4, R8 or R<N> with N ≥ 2, or R1 with group.scales"),
         (
+            "mode: R1",
+            ["group.scales=[0.8]", "symmetry.tied=true"],
+            "x.yaml: symmetry.mode: is needed where mode is R1, which does not turn; write R4, or no symmetry",
+        ),
+        (
             "group: {scales: [0.8, 1]}",
             [],
             "x.yaml:3: group.scales: 1 is always among them; leave it out, as in [0.8, 1.25]",
