@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ien.downsampling import BlurPool2d as BlurPool2d
     from ien.downsampling import antialias as antialias
+    from ien.errors import InputError as InputError
     from ien.groups import Element as Element
     from ien.groups import Group as Group
     from ien.metrics import equivariance_sums as equivariance_sums
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from ien.models import VGG as VGG
     from ien.models import BasicCNN as BasicCNN
     from ien.models import Resnet18 as Resnet18
+    from ien.models import library_network as library_network
+    from ien.models import load_weights as load_weights
     from ien.objective import EquivariantObjective as EquivariantObjective
+    from ien.objective import Terms as Terms
     from ien.objective import Views as Views
     from ien.optim import CyclicLR as CyclicLR
     from ien.pooling import ChannelMaxPool as ChannelMaxPool
@@ -36,6 +40,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BlurPool2d": "ien.downsampling",
     "antialias": "ien.downsampling",
+    "InputError": "ien.errors",
     "Element": "ien.groups",
     "Group": "ien.groups",
     "equivariance_sums": "ien.metrics",
@@ -45,7 +50,10 @@ _HOME = {
     "BasicCNN": "ien.models",
     "Resnet18": "ien.models",
     "VGG": "ien.models",
+    "library_network": "ien.models",
+    "load_weights": "ien.models",
     "EquivariantObjective": "ien.objective",
+    "Terms": "ien.objective",
     "Views": "ien.objective",
     "CyclicLR": "ien.optim",
     "ChannelMaxPool": "ien.pooling",

@@ -196,8 +196,8 @@ def _pictures(report: Report, networks: Sequence[Network], group: Group, given: 
     """The curves of all runs, and for the first run of each row what its layers see."""
     from ien import gallery, plots, plots_images
 
-    what, runs = report["measured"], {run["name"]: run for run in report["runs"]}
-    curves = plots.curves(report["comparison"], runs, what["images"], what["split"])
+    runs = {run["name"]: run for run in report["runs"]}
+    curves = plots.curves(report["comparison"], runs, report["measured"])
     pictures = {name: (picture, plots.CAPTIONS[name]) for name, picture in curves.items()}
     first = {row["runs"][0]: row["label"] for row in report["comparison"][: plots.MOST]}
     for network in networks:

@@ -59,18 +59,21 @@ Row = Mapping[str, Any]  # of `comparison.compared`
 Run = Mapping[str, Any]  # of a report
 
 
-def curves(rows: Sequence[Row], runs: Mapping[str, Run], images: int, split: str) -> dict[str, bytes]:
-    """The pictures of a report, by file name: PNG. `runs` by name; a row is the mean over its runs."""
+def curves(rows: Sequence[Row], runs: Mapping[str, Run], measured: Mapping[str, Any]) -> dict[str, bytes]:
+    """The pictures of a report, by file name: PNG. `runs` by name; a row is the mean over its runs.
+
+    `measured` is what the report says of it: on which images, and by which group.
+    """
     with style.context(["default", STYLE]):  # whatever a matplotlibrc says
         shown = rows[:MOST]
         of = [[runs[name] for name in row["runs"]] for row in shown]
         names = [label(row) for row in shown]
         learnt = sum(not some[0].get("untrained") for some in of)  # those that are not stand last, and answer nothing
-        what = f"{images:,} {'test' if split == 'test' else 'held-out'} images"
+        what = f"{measured['images']:,} {'test' if measured['split'] == 'test' else 'held-out'} images"
         figures = {
             "accuracy.png": _accuracy(names[:learnt], of[:learnt], what),
             "agreement.png": _over_the_angle(names[:learnt], of[:learnt], what),
-            "layers.png": _layers(names, of),
+            "layers.png": _layers(names, of, measured["group"]),
         }
         if any(row["scale"] != 1 for row in of[0][0]["square"]["elements"]):
             figures["scales.png"] = _over_scales(names[:learnt], of[:learnt], what)
@@ -191,7 +194,7 @@ def _band(axes: Axes, number: int, places: Sequence[float], values: Sequence[flo
         axes.fill_between(places, *edges, color=COLOURS[number], alpha=0.15, linewidth=0)
 
 
-def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
+def _layers(names: Sequence[str], of: Sequence[Sequence[Run]], group: str) -> Figure:
     """Bars by layer; a collapsed layer's bar is hatched, and the interpolation floor is a black line across."""
     layers = list(dict.fromkeys(tap for some in of for run in some for tap in run["taps"]))
     figure = canvas("Relative equivariance error of each layer", max(5.6, 1.6 + 0.9 * (len(layers) + 1)), 4.4)
@@ -207,7 +210,7 @@ def _layers(names: Sequence[str], of: Sequence[Sequence[Run]]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlim(-0.6, len(layers) + 0.6)  # also where there is no bar
     axes.set_ylabel("‖f(g·x) − g·f(x)‖ / ‖f(x)‖")
-    axes.set_xlabel("layer, from the image on; mean over the group's elements")
+    axes.set_xlabel(f"layer, from the image on; mean over the elements of {group} but the identity")
     handles: list[Any] = [Patch(color=COLOURS[number], label=name) for number, name in enumerate(names)]
     found = [_of_layer(run, layer) for some in of for run in some for layer in run["taps"]]
     if any(one["floor"] for one in found):

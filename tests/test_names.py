@@ -1,0 +1,31 @@
+"""The public names: each has its type, is what it is called, and costs nothing before it is asked for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ien
+from ien.groups import Group
+
+
+def test_each_name_is_typed_and_loaded_from_the_same_module() -> None:
+    page = ast.parse(Path(ien.__file__).read_text())
+    typed = {
+        name.asname: line.module
+        for block in page.body
+        if isinstance(block, ast.If)
+        for line in block.body
+        if isinstance(line, ast.ImportFrom)
+        for name in line.names
+    }
+    assert typed == ien._HOME
+    assert all(getattr(ien, name) is not None for name in ien.__all__)
+    assert ien.Group is Group
+
+
+def test_neither_the_package_nor_its_settings_load_torch() -> None:
+    asked = "import ien, ien.config, sys; print({'torch', 'numpy', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "set()\n"
