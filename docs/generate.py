@@ -41,7 +41,9 @@ _SECTIONS = {
 
 # Beside the names that `ien` itself offers, those that these pages show.
 _BESIDE = {
-    "ien.alignment": ("tracing.trace", "sizes.exact_sizes", "proof.prove", "tracing.Trace", "tracing.Step", "proof.Proof"),
+    "ien.alignment.tracing": ("trace", "Trace", "Step"),
+    "ien.alignment.proof": ("prove", "Proof"),
+    "ien.alignment.sizes": ("exact_sizes",),
     "ien.activity": ("activity",),
     "ien.lie": ("local_errors",),
     "ien.config": ("load",),
