@@ -6,8 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "examples" / "tour.ipynb"
@@ -28,7 +28,6 @@ def pictures(tour: nbformat.NotebookNode) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq.*", "ignore::DeprecationWarning:jupyter_client.*")
 def test_the_tour_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     tour = read()
@@ -36,7 +35,7 @@ def test_the_tour_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SIZES in head.source
     head.source = head.source.replace(SIZES, "EPOCHS, IMAGES = 1, 20")
     # Over a socket of the file system: nothing listens on a port.
-    NotebookClient(tour, timeout=300, km=AsyncKernelManager(transport="ipc")).execute()
+    NotebookClient(tour, timeout=300, config=Config(KernelManager={"transport": "ipc"})).execute()
     assert pictures(tour) == PICTURES
 
 
