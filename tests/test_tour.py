@@ -28,7 +28,8 @@ def pictures(tour: nbformat.NotebookNode) -> int:
 
 
 @pytest.mark.slow
-def test_the_tour_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the sockets lie
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     tour = read()
     head = next(cell for cell in tour.cells if cell.cell_type == "code")
