@@ -17,7 +17,7 @@ from ien import config
 from ien.config_problems import by_dotted_key
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*(path.name for path in (ROOT / "docs").glob("*.md")), "settings.md", "api.md"]
+PAGES = [*(path.name for path in (ROOT / "docs").glob("*.md")), "settings.md", "api.md", "tour.md", "changes.md"]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,12 @@ def test_the_site_lists_every_public_name(site: Path) -> None:
     page = (site / "api.html").read_text()
     for name in ien.__all__:
         assert re.search(rf'id="ien\.[\w.]+\.{name}"', page), name
+
+
+def test_the_site_shows_the_tour_with_its_pictures(site: Path) -> None:
+    shown = re.findall(r'<img [^>]*src="(tour_\d+\.png)"', (site / "tour.html").read_text())
+    assert len(shown) == (ROOT / "examples" / "tour.ipynb").read_text().count('"image/png"')
+    assert all((site / picture).read_bytes().startswith(b"\x89PNG") for picture in shown)
 
 
 def test_the_site_does_not_lead_to_files_that_it_has_not(site: Path) -> None:

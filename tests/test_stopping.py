@@ -79,8 +79,10 @@ def test_each_signal_saves_and_leaves_and_the_run_goes_on_to_the_same_bits(
     assert one.returncode == STOPPED, said
     assert f"stopped: {number.name}" in said
     events = ledger.read(tmp_path / "cut" / "run")
-    assert [event["event"] for event in events[-3:]] == ["signal", "saved", "stopped"]
-    saved = events[-2]["step"]
+    # At an epoch's end, which saves anyway, the signal is heard after that.
+    kinds = [event["event"] for event in events[-3:]]
+    assert kinds in (["signal", "saved", "stopped"], ["saved", "signal", "stopped"])
+    saved = events[-3 + kinds.index("saved")]["step"]
     again = begun(settings, tmp_path / "cut")
     _, said = again.communicate(timeout=120)
     assert again.returncode == 0, said

@@ -76,9 +76,9 @@ def test_a_network_of_ones_own(
     ("line", "message"),
     [
         ("Resnt18", "did you mean Resnet18"),
-        ("torchvision/resnet19 --size 9", "did you mean resnet18"),
+        ("torchvision/resnet19 --size 9", "did you mean torchvision/resnet18"),
         ("torchvision/resnet18", "write which: --size 224"),
-        ("torchvision/resnet18 --size 64 --channels 1", "torchvision's networks see 3"),
+        ("torchvision/resnet18 --size 64 --channels 2", "sees images of 3 channels or 1"),
         ("configs/none.yaml", "configs/none.yaml"),
         ("tests", "no run folder"),
         ("nothing:here --size 9", "No module named 'nothing'"),
