@@ -81,7 +81,7 @@ def settings() -> str:
 
 def _row(key: str, schema: dict[str, Any]) -> str:
     default = f"`{json.dumps(schema['default'], ensure_ascii=False)}`" if "default" in schema else "required"
-    choice = "R4, R8 or R<N>" if key == "mode" else allowed(schema)
+    choice = "R4, R8 or R<N>, or R1" if key == "mode" else allowed(schema)
     # Signs that Markdown would take for its own, as in __init__.
     words = (re.sub(r"([|_*])", r"\\\1", html.escape(text, quote=False)) for text in (choice, schema["description"]))
     return " | ".join((f"| `{key}`", default, *words)) + " |"
