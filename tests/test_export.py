@@ -233,7 +233,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(run: Path, capsys: pytest.C
     assert "--weights newest" in line(str(run), "--weights", "newest")
     assert "must end in .pt2; write --out net.pt2" in line(str(run), "--out", "net.onnx")
     assert "needs --weights FILE" in line("--config", str(settings))
-    assert "no file of weights" in line("--config", str(settings), "--weights", "none.pt")
+    assert "there is no file none.pt" in line("--config", str(settings), "--weights", "none.pt")
     assert "cannot be read as weights" in line("--config", str(settings), "--weights", str(settings))
     assert "trained with other settings (network.width: 4 → 8)" in line(str(run), "network.width=8")
     best.write_bytes(b"PK" + best.read_bytes()[2:-200])
