@@ -132,9 +132,9 @@ def _hand_over(plan: Plan, wait: bool) -> None:
     failed = 0
     local = (submit_locally(run, plan.command) for run in plan.waiting)
     for job in plan.handed_over() if plan.cluster == "slurm" else local:
-        if plan.cluster == "local" or job.run is plan.waiting[-1]:
-            print("\n".join(plan.notes(job)), flush=True)
         try:
+            if plan.cluster == "local" or job.run is plan.waiting[-1]:
+                print("\n".join(plan.notes(job)), flush=True)
             # Processes of several runs would slow one another down on one machine.
             if wait or (plan.cluster == "local" and len(plan.waiting) > 1):
                 problem = followed(job)
