@@ -23,7 +23,7 @@ from mkdocs.structure.pages import Page
 
 import ien
 from ien.config import Config
-from ien.config_problems import allowed, by_dotted_key
+from ien.config.problems import allowed, by_dotted_key
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LEAVES = re.compile(r"\[([^\]]+)\]\((?:\.\./|results\))[^)]*\)?")
@@ -44,8 +44,8 @@ _BESIDE = {
     "ien.alignment.tracing": ("trace", "Trace", "Step"),
     "ien.alignment.proof": ("prove", "Proof"),
     "ien.alignment.sizes": ("exact_sizes",),
-    "ien.activity": ("activity",),
-    "ien.lie": ("local_errors",),
+    "ien.report.activity": ("activity",),
+    "ien.report.lie": ("local_errors",),
     "ien.config": ("load",),
     "ien.train": ("run",),
 }

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ien.symmetry import project as project
     from ien.symmetry import weight_distance as weight_distance
     from ien.taps import Tapped as Tapped
+    from ien.taps import channels_last_as_map as channels_last_as_map
     from ien.taps import tokens_as_map as tokens_as_map
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ _HOME = {
     "project": "ien.symmetry",
     "weight_distance": "ien.symmetry",
     "Tapped": "ien.taps",
+    "channels_last_as_map": "ien.taps",
     "tokens_as_map": "ien.taps",
 }
 __all__ = sorted(_HOME)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ien import data, models
 from ien.config import Config
-from ien.config_sections import SymmetrySettings
+from ien.config.sections import SymmetrySettings
 from ien.data import Batches, Dataset, InOrder, Split, fits
 from ien.distributed import Processes
 from ien.engine import Engine
@@ -26,7 +26,7 @@ from ien.optim import CyclicLR, optimizer
 from ien.pooling import ChannelMaxPool, group_size
 from ien.stopping import StopRequest
 from ien.symmetry import Symmetry
-from ien.taps import Tapped
+from ien.taps import LAYOUTS, Tapped, wants_numbers
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _network(settings: Config, group: Group, dataset: Dataset) -> tuple[Tapped, 
             f"(`python -m ien.models {settings.model}` lists them)"
         )
     with _told_of("taps"):
-        tapped = Tapped(network, taps, pool)
+        tapped = Tapped(network, taps, pool, LAYOUTS[settings.network.tap_layout])
     _check_side(tapped, channels, image_side(settings) or dataset.side)
     return tapped, anew
 
@@ -166,6 +166,8 @@ def _check_side(tapped: Tapped, channels: int, side: int) -> None:
     except NotImplementedError:  # a layer that has no shapes without numbers; the first step will tell
         return
     except (RuntimeError, AssertionError, ValueError) as error:
+        if wants_numbers(error):  # likewise
+            return
         made_for = getattr(tapped.model, "image_side", None)
         advice = f"leave it out for {made_for}, or write a larger one" if made_for else "write another one"
         raise InputError(
@@ -203,7 +205,17 @@ def moves_of_second_views(settings: Config, group: Group) -> tuple[Element, ...]
         raise InputError(
             f"objective.elements: the group {group.name} has no {wanted} elements; write objective.elements=all"
         )
+    views = settings.objective.second_views
+    if views > len(moves):
+        raise InputError(
+            f"objective.second_views: {views:g} views of each image are more than the {len(moves)} elements to see it "
+            f"under ({_named(moves)}); write {len(moves)} for all"
+        )
     return moves
+
+
+def _named(moves: tuple[Element, ...]) -> str:
+    return ", ".join(map(str, moves[:8])) + (", …" if len(moves) > 8 else "")
 
 
 def open_data(settings: Config) -> Dataset:
@@ -230,7 +242,7 @@ def image_side(settings: Config) -> int | None:
 
 def mixed(*numbers: int) -> int:
     """One seed from several numbers, such as the run's and the process's."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _batches(settings: Config, dataset: Dataset, processes: Processes) -> Batches:
@@ -256,6 +268,7 @@ def _batches(settings: Config, dataset: Dataset, processes: Processes) -> Batche
         resident=_resident(settings, dataset.train, processes),
         workers=settings.data.workers,
         start_method=settings.data.start_method,
+        random_rotation=settings.data.random_rotation,
     )
 
 
@@ -275,7 +288,9 @@ def _engine(
     tied = symmetry if settings.symmetry.tied else None
     penalised = symmetry if settings.symmetry.weight_penalty else None
     wanted, steps = settings.objective, batches.steps_per_epoch
-    objective = EquivariantObjective(group, settings.beta_weight, wanted.loss, wanted.tap_weights, wanted.stop_gradient)
+    objective = EquivariantObjective(
+        group, settings.beta_weight, wanted.loss, wanted.tap_weights, wanted.stop_gradient, wanted.label_smoothing
+    )
     objective.check_taps(tapped.layers)
     schedule = CyclicLR(
         settings.low_lr, settings.max_lr, settings.cyc_size, settings.dec_scale, settings.tot_epochs, steps
@@ -297,6 +312,8 @@ def _engine(
         accumulate=settings.optimizer.accumulate,
         precision=settings.run.precision,
         clip_norm=settings.optimizer.clip_norm,
+        balance=None if wanted.balance == "none" else wanted.balance,
+        ema_decay=settings.optimizer.ema_decay,
         channels_last=settings.run.channels_last,
         sync_batchnorm=settings.run.sync_batchnorm,
         compile=settings.run.compile,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ien import optim
+from ien.balance import BALANCES
 from ien.distributed import Processes
 from ien.graphs import Graphs
 from ien.groups import Element
@@ -33,8 +34,10 @@ class Engine:
 
     `batch_size` is global; `second_views` is the share of it that is seen twice in training, `moves` are the elements
     that these views take (None: all); `lr` and `beta` give their values at a step of the run; `stop` breaks off a pass
-    without training. `penalty` is a term of the weights alone, times `penalty_weight`; `before_step` is called when the
-    gradients are there, `after_step` when the weights have moved. Losses stay on the device until `read` asks.
+    without training. `balance` is one of `BALANCES`, or None: the gradients are those of the sum. `penalty` is a term
+    of the weights alone, times `penalty_weight`; `before_step` is called when the gradients are there, `after_step`
+    when the weights have moved; with `ema_decay` a running mean of the weights is what the network has in
+    `averaged()`. Losses stay on the device until `read` asks.
     """
 
     tapped: Tapped
@@ -46,6 +49,7 @@ class Engine:
     beta: Callable[[int], float]
     second_views: float = 1.0
     moves: Sequence[Element] | None = None
+    balance: str | None = None
     penalty: Callable[[], Tensor] | None = None
     penalty_weight: float = 0.0
     before_step: Callable[[], None] | None = None
@@ -53,6 +57,7 @@ class Engine:
     accumulate: int = 1
     precision: str = "fp32"
     clip_norm: float | None = None
+    ema_decay: float | None = None
     channels_last: bool = False
     sync_batchnorm: bool = False
     compile: bool = False
@@ -69,6 +74,7 @@ class Engine:
         self.network = self.processes.wrap(module, self.sync_batchnorm)
         if self.sync_batchnorm:
             self.tapped.attach()  # the tapped layer may have been a BatchNorm
+        self.average = None if self.ema_decay is None else optim.WeightAverage(self.tapped.model, self.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.names = quantities(self.tapped.layers) + ([ASYMMETRY] if self.penalty else [])
         self._sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
@@ -78,7 +84,7 @@ class Engine:
         self._step = torch.zeros_like(self._not_finite)
         self._beta = torch.zeros((), device=device)
         # Scaling decides on the host, and processes wait for one another: such steps are launched kernel by kernel.
-        alone = self.cuda_graphs and device.type == "cuda" and self.processes.count == 1
+        alone = self.cuda_graphs and device.type == "cuda" and self.processes.count == 1 and self.balance is None
         self.graphs = Graphs() if alone and self.precision != "fp16" else None
         if self.graphs:
             optim.replayable(self.optimizer, device)
@@ -95,7 +101,13 @@ class Engine:
             self.graphs.run((plan, bool(beta)), partial(self._update, plan, weight), images, labels)
         else:
             self._update(plan, beta, images, labels)
+        if self.average:
+            self.average.update(step)
         self._steps += 1
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """In this block the network has the weights that are to be judged: the running mean, or its own."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def read(self) -> tuple[dict[str, float], int | None]:
         """The means over all processes since the last reading, and the first step whose loss was not finite.
@@ -128,12 +140,15 @@ class Engine:
             "scaler": self.scaler.state_dict(),
             "sums": [one.cpu() for one in sums],
             "steps": self._steps,
+            "average": self.average.state() if self.average else {},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave; another number of processes shares the sums evenly."""
         optim.load(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.restore(state["average"])
         sums = state["sums"]
         mine = sums[self.processes.rank] if len(sums) == self.processes.count else torch.stack(sums).mean(dim=0)
         self._sums.copy_(mine)
@@ -201,13 +216,20 @@ class Engine:
 
     def _update(self, plan: tuple[Views, ...], beta: float | Tensor, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        balances = self.balance and beta and any(views.whole_second for views in plan)
+        pulls: list[Tensor] = []  # the penalty's gradients, where they are balanced
         for part, views in enumerate(plan):
             last = part == self.accumulate - 1
             mine = slice(part, None, self.accumulate)
             with contextlib.nullcontext() if last else self._without_sync():
                 terms = self._penalised(self._forward(images[mine], labels[mine], views, beta))
-                self.scaler.scale(terms.total / self.accumulate).backward()
+                if balances:
+                    pulls.append(self._pull(terms.penalty))
+                loss = cast(Tensor, terms.task) if balances else terms.total
+                self.scaler.scale(loss / self.accumulate).backward()
             self._note(terms)
+        if pulls:
+            self._balance(sum(pulls[1:], pulls[0]), beta)
         if self.before_step:
             self.before_step()
         if self.clip_norm is not None:
@@ -217,6 +239,25 @@ class Engine:
         self.scaler.update()
         if self.after_step:
             self.after_step()
+
+    def _pull(self, penalty: Tensor) -> Tensor:
+        """The gradient of this part's penalty as one vector, scaled like the others, of this process alone."""
+        learned = self._learned()
+        if not penalty.requires_grad:  # this share has no second view
+            return torch.cat([torch.zeros_like(one).flatten() for one in learned])
+        scaled = self.scaler.scale(penalty / self.accumulate)
+        gradients = torch.autograd.grad(scaled, learned, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.cat([one.flatten() for one in gradients])
+
+    def _balance(self, pull: Tensor, beta: float | Tensor) -> None:
+        learned, pull = self._learned(), self.processes.sum(pull) / self.processes.count
+        task = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in learned])
+        step = BALANCES[cast(str, self.balance)](task, pull, beta)
+        for one, gradient in zip(learned, step.split([one.numel() for one in learned]), strict=True):
+            one.grad = gradient.view_as(one)
+
+    def _learned(self) -> list[nn.Parameter]:
+        return [one for one in self.tapped.parameters() if one.requires_grad]
 
     def _forward(self, images: Tensor, labels: Tensor, views: Views, beta: float | Tensor) -> Terms:
         seen = self._laid_out(self.objective.both_views(images, views))
@@ -229,7 +270,7 @@ class Engine:
             return terms
         penalty = self.penalty()
         means = {**terms.means, ASYMMETRY: penalty.detach()}
-        return Terms(terms.total + self.penalty_weight * penalty, means, terms.counts)
+        return Terms(cast(Tensor, terms.task) + self.penalty_weight * penalty, terms.penalty, means, terms.counts)
 
     def _note(self, terms: Terms) -> None:
         self._sums += self._stacked(terms)

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from ien import build, distributed, environment
-from ien.comparison import compared, labels
 from ien.config import hyperparameters
 from ien.distributed import Processes
 from ien.errors import InputError, OneLineParser, told_in_one_line
 from ien.groups import Group
-from ien.report import LOCAL_IMAGES, MAP_IMAGES, Plan, Subject, common_group, measured
-from ien.report_page import page
-from ien.subjects import Network, networks_of, weights_of
+from ien.report.comparison import compared, labels
+from ien.report.figures import LOCAL_IMAGES, MAP_IMAGES, Plan, Subject, common_group, measured
+from ien.report.page import page
+from ien.report.subjects import Network, networks_of, weights_of
 from ien.tracking import progress, write_json, write_report, write_text
 
 FORMAT = 1  # of report.json
@@ -134,7 +134,7 @@ def _subject(network: Network, split: str) -> Subject:
 
 def _steerable(beside: Network, plan: Plan, split: str) -> Subject:
     """An untrained steerable network that sees the same images."""
-    from ien import peer
+    from ien.report import peer
 
     own = _subject(beside, split)
     image = next(iter(own.images(1)))[0]
@@ -194,23 +194,23 @@ def _measured(name: str, subject: Subject, plan: Plan) -> dict[str, Any]:
 
 def _pictures(report: Report, networks: Sequence[Network], group: Group, given: argparse.Namespace) -> Pictures:
     """The curves of all runs, and for the first run of each row what its layers see."""
-    from ien import gallery, plots, plots_images
+    from ien.report import gallery, pictures, plots
 
     runs = {run["name"]: run for run in report["runs"]}
     curves = plots.curves(report["comparison"], runs, report["measured"])
-    pictures = {name: (picture, plots.CAPTIONS[name]) for name, picture in curves.items()}
+    shown = {name: (picture, plots.CAPTIONS[name]) for name, picture in curves.items()}
     first = {row["runs"][0]: row["label"] for row in report["comparison"][: plots.MOST]}
     for network in networks:
         if network.name not in first:
             continue
         tapped, name = network.tapped, _titled(network.name, first[network.name])
         image = _image(network, given.split, given.image)
-        seen = plots_images.draw_stabilised(name, gallery.stabilised(tapped, image, group))
-        pictures[f"stabilised_{_slug(network.name)}.png"] = (seen, f"{name}: {plots_images.STABILISED}")
+        view = pictures.draw_stabilised(name, gallery.stabilised(tapped, image, group))
+        shown[f"stabilised_{_slug(network.name)}.png"] = (view, f"{name}: {pictures.STABILISED}")
         if (kernels := gallery.first_filters(tapped)) is not None:
-            drawn = plots_images.draw_filters(name, kernels)
-            pictures[f"filters_{_slug(network.name)}.png"] = (drawn, f"{name}: {plots_images.FILTERS}")
-    return pictures
+            drawn = pictures.draw_filters(name, kernels)
+            shown[f"filters_{_slug(network.name)}.png"] = (drawn, f"{name}: {pictures.FILTERS}")
+    return shown
 
 
 def _titled(name: str, label: str) -> str:

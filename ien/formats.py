@@ -174,7 +174,7 @@ def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgr
     except Exception as error:  # of many kinds, by what it met
         raise InputError(
             f"the network has no fixed graph ({_first_line(error)}); its forward must not branch on values or on the "
-            "number of images, or take --format torchscript or safetensors"
+            "number of images (len(images) does: write images.shape[0]), or take --format torchscript or safetensors"
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)

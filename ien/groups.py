@@ -222,15 +222,12 @@ class Group:
         return self.disc and not element.unscaled.exact
 
     def _turned(self, images: Tensor, runs: Sequence[Run]) -> Tensor:
-        turned, start = [], 0
-        for exact, span in _spans(runs):
-            count = sum(n for _, n in span)
-            part = images[start : start + count]
+        turned, spans = [], _spans(runs)
+        for part, (exact, span) in zip(split(images, [sum(n for _, n in s) for _, s in spans]), spans, strict=True):
             if exact:
                 turned += [_move(p, element) for p, (element, _) in _parts(part, span)]
             else:
                 turned.append(self._resample(part, span, images.shape[-1]))
-            start += count
         return turned[0] if len(turned) == 1 else torch.cat(turned)
 
     def _resample(self, images: Tensor, runs: Sequence[Run], side: int) -> Tensor:
@@ -269,8 +266,16 @@ def _spans(runs: Sequence[Run]) -> list[tuple[bool, list[Run]]]:
     return spans
 
 
+def split(images: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    """The images (B, …) in parts of so many; as they are where there is one part.
+
+    No slices: the gradient of each would be a tensor of zeros as large as the whole, that of a split is one `cat`.
+    """
+    return (images,) if len(counts) == 1 else images.split(list(counts)) if counts else ()
+
+
 def _parts(images: Tensor, runs: Sequence[Run]) -> list[tuple[Tensor, Run]]:
-    return list(zip(images.split([count for _, count in runs]), runs, strict=True))
+    return list(zip(split(images, [count for _, count in runs]), runs, strict=True))
 
 
 def _move(images: Tensor, element: Element) -> Tensor:

@@ -13,13 +13,14 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ien.errors import InputError
-from ien.groups import Element, Group, Run, square_side
+from ien.groups import Element, Group, Run, split, square_side
 
 log = logging.getLogger("ien")
 
@@ -28,8 +29,9 @@ log = logging.getLogger("ien")
 class Views:
     """Which images of a batch have a second view, and which element each takes.
 
-    The first images of the batch have one, sorted into `runs` of equal elements. A batch may be one share of a `whole`
-    one, dealt out image by image to `shares` processes or accumulation steps; and then holds its part of every run.
+    The first images of the batch have one, sorted into `runs` of equal elements; or each has several, of different
+    elements, the batch being gone through again and again. A batch may be one share of a `whole` one, dealt out image
+    by image to `shares` processes or accumulation steps; and then holds its part of every run.
     """
 
     images: int
@@ -49,7 +51,8 @@ class Views:
         shares: int = 1,
         moves: Sequence[Element] | None = None,
     ) -> Views:
-        """The views of share `share` of a batch of `images`, of which the part `second_views` is seen twice.
+        """The views of share `share` of a batch of `images`, of which the part `second_views` is seen twice; 2, 3, …:
+        so many second views of each image, all elements at most.
 
         `start` counts the second views of all batches before, so that the elements are dealt out evenly over a run;
         `moves` are the elements that are dealt out, without it all but the identity.
@@ -63,7 +66,7 @@ class Views:
 
     @property
     def second(self) -> int:
-        """How many images of this share have a second view."""
+        """How many second views this share has."""
         return sum(count for _, count in self.runs)
 
     @property
@@ -76,20 +79,27 @@ class Terms:
     """Every quantity of one batch under its own name, as a mean, and over how many images of the whole batch it is one.
 
     The means of a share are scaled so that their average over all shares is the mean over the whole batch. `total` is
-    what is minimised. Names: classification, accuracy, accuracy_second_view, equivariance, and for each tap
-    equivariance/<tap> and power/<tap> (the mean square of the reference view's pooled features).
+    what is minimised: `task`, where there is one, and `penalty`, which beta weighs. Names: classification, accuracy,
+    accuracy_second_view, equivariance, and for each tap equivariance/<tap> and power/<tap> (the mean square of the
+    reference view's pooled features).
     """
 
-    total: Tensor
+    task: Tensor | None
+    penalty: Tensor
     means: dict[str, Tensor]
     counts: dict[str, int]
+
+    @cached_property
+    def total(self) -> Tensor:
+        return self.penalty if self.task is None else self.task + self.penalty
 
 
 class EquivariantObjective:
     """The objective of implicit equivariance; in a loop of one's own `objective.terms(tapped, images, labels)`.
 
     `group` may be a name, as in `Group.from_name`; `loss` is `mse` (published) or `relative`; `tap_weights` gives the
-    weight of taps that do not have weight 1; `stop_gradient` pulls the second view alone towards the first.
+    weight of taps that do not have weight 1; `stop_gradient` pulls the second view alone towards the first;
+    `label_smoothing` is cross-entropy's (Szegedy et al. 2016, arXiv 1512.00567).
     """
 
     def __init__(
@@ -99,12 +109,14 @@ class EquivariantObjective:
         loss: str = "mse",
         tap_weights: Mapping[str, float] | None = None,
         stop_gradient: bool = False,
+        label_smoothing: float = 0.0,
     ):
         if loss not in TERMS:
             raise InputError(f"loss {loss!r} is unknown; take one of {', '.join(TERMS)}")
         self.group = Group.from_name(group) if isinstance(group, str) else group
         self.beta_weight, self.loss = beta_weight, loss
         self.tap_weights, self.stop_gradient = dict(tap_weights or {}), stop_gradient
+        self.label_smoothing = label_smoothing
         self._told: set[str] = set()
         self._dealt = 0  # second views that `views` has planned
 
@@ -119,7 +131,8 @@ class EquivariantObjective:
         """One step's worth: plan the views, see both in one forward, take the terms; images (B, C, S, S), labels (B,).
 
         `network` is a `Tapped`, also in `torch.compile` or DistributedDataParallel; `second_views` the share of the
-        images that is seen twice. Raises `InputError` where the network gives no logits (B, K).
+        images that is seen twice, or how often each is seen again. Raises `InputError` where the network gives no
+        logits (B, K).
         """
         views = self.views(len(images), second_views)
         logits, maps = network(self.both_views(images, views))
@@ -135,7 +148,7 @@ class EquivariantObjective:
         """[images; g·images]: (B, C, S, S) → (B + second, C, S, S)."""
         if not views.second:
             return images
-        return torch.cat((images, self.group.act_in_runs(images[: views.second], views.runs)))
+        return torch.cat((images, self.group.act_in_runs(_seen_again(images, views.second), views.runs)))
 
     def __call__(
         self,
@@ -149,9 +162,10 @@ class EquivariantObjective:
 
         `beta` replaces `beta_weight` for this batch (a warm-up); a tensor () is taken for positive.
         """
-        means, counts = _classification(logits, labels, views)
+        means, counts = _classification(logits, labels, views, self.label_smoothing)
         penalty = self.penalty(maps, views, beta)
-        return Terms(means["classification"] + penalty.total, _detached(means) | penalty.means, counts | penalty.counts)
+        measured = _detached(means) | penalty.means
+        return Terms(means["classification"], penalty.penalty, measured, counts | penalty.counts)
 
     def penalty(self, maps: Mapping[str, Tensor], views: Views, beta: float | Tensor | None = None) -> Terms:
         """The terms without the classification, for a task with a loss of its own: add their `total` to that."""
@@ -160,7 +174,7 @@ class EquivariantObjective:
         self.check_taps(maps)
         means: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        nothing = penalty = torch.zeros((), device=next((tap.device for tap in maps.values()), None))
+        terms: list[Tensor] = []
         for name, tap in maps.items():
             means[f"power/{name}"] = tap[: views.images].detach().float().square().mean()
             counts[f"power/{name}"] = views.whole_images
@@ -170,26 +184,31 @@ class EquivariantObjective:
             # A share may have no second view where the whole batch has some: its sum is 0.
             term = self._equivariance(tap if weighs else tap.detach(), views) * (views.shares / compared)
             means[f"equivariance/{name}"], counts[f"equivariance/{name}"] = term.detach(), compared
-            penalty = penalty + self.tap_weights.get(name, 1.0) * term
+            weight = self.tap_weights.get(name, 1.0)
+            terms.append(term if weight == 1 else weight * term)
+        nothing = torch.zeros((), device=next((tap.device for tap in maps.values()), None))
+        penalty = sum(terms[1:], terms[0]) if terms else nothing
         if views.whole_second:
             means["equivariance"], counts["equivariance"] = penalty.detach(), views.whole_second
-        return Terms(beta * penalty if weighs else nothing, _detached(means), counts)
+        return Terms(None, beta * penalty if weighs else nothing, _detached(means), counts)
 
     def _equivariance(self, tap: Tensor, views: Views) -> Tensor:
         """The sum over this share's compared images of one tap's term."""
-        reference, moved = tap[: views.second], tap[views.images :]
+        alone = max(0, views.images - views.second)
+        reference, *_, moved = split(tap, [views.images - alone, *([alone] if alone else []), views.second])
         if self.stop_gradient:
             reference = reference.detach()
+        reference = _seen_again(reference, views.second)
         reference, back = self.group.together(reference, moved, views.runs)
         side, device = square_side(tap), tap.device
-        total = torch.zeros((), device=device)
-        start = 0
-        for visible, count in _by_visible(self.group, views.runs, side, device):
-            part = slice(start, start + count)
-            if visible is None or visible.pixels:
-                total = total + TERMS[self.loss](reference[part], back[part], visible)
-            start += count
-        return total
+        parts = _by_visible(self.group, views.runs, side, device)
+        counts = [count for _, count in parts]
+        terms = [
+            TERMS[self.loss](one, other, visible)
+            for one, other, (visible, _) in zip(split(reference, counts), split(back, counts), parts, strict=True)
+            if visible is None or visible.pixels
+        ]
+        return sum(terms[1:], terms[0]) if terms else torch.zeros((), device=device)
 
     def _compared(self, name: str, tap: Tensor, runs: tuple[Run, ...]) -> int:
         """How many images of the whole batch this tap can compare; says once which elements it cannot."""
@@ -259,24 +278,34 @@ def _detached(means: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: mean.detach() for name, mean in means.items()}
 
 
-def _classification(logits: Tensor, labels: Tensor, views: Views) -> tuple[dict[str, Tensor], dict[str, int]]:
+def _classification(
+    logits: Tensor, labels: Tensor, views: Views, smoothing: float
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"the network gives {what}, no logits (B, K); build it without auxiliary outputs, or take `penalty` and a "
             "loss of your own"
         )
-    both = torch.cat((labels, labels[: views.second])) if views.second else labels
+    both = torch.cat((labels, _seen_again(labels, views.second))) if views.second else labels
     right = (logits.detach().argmax(dim=1) == both).double()  # counts, exactly
     counts = {"classification": views.whole_images + views.whole_second, "accuracy": views.whole_images}
     sums = {
-        "classification": F.cross_entropy(logits.float(), both, reduction="sum"),
+        "classification": F.cross_entropy(logits.float(), both, reduction="sum", label_smoothing=smoothing),
         "accuracy": right[: views.images].sum(),
     }
     if views.whole_second:
         counts["accuracy_second_view"] = views.whole_second
         sums["accuracy_second_view"] = right[views.images :].sum()
     return {name: total * (views.shares / counts[name]) for name, total in sums.items()}, counts
+
+
+def _seen_again(first: Tensor, second: int) -> Tensor:
+    """What belongs to `second` second views, of what belongs to the images: those in turn, as often as it takes."""
+    if second == len(first):
+        return first
+    again, rest = divmod(second, len(first))
+    return torch.cat([first] * again + [first[:rest]]) if again else first[:rest]
 
 
 def _by_visible(

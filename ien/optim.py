@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -54,6 +55,49 @@ class CyclicLR:
         if place <= rise:
             return self.low_lr + height * (0.5 - 0.5 * math.cos(math.pi * place / max(1, rise)))
         return self.low_lr + height * (0.5 + 0.5 * math.cos(math.pi * (place - rise) / (self.steps - rise)))
+
+
+class WeightAverage:
+    """The exponential moving average of a network's weights and BatchNorm statistics, in their own precision.
+
+        average ← d · average + (1 - d) · weights,   d = min(decay, (1 + step) / (10 + step))
+
+    after each step (Polyak & Juditsky 1992; the smaller d of the first steps forgets the initial weights). What it
+    averages over is some 1 / (1 - decay) steps. Averages of equivariant weights are equivariant.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        # References: what moves the weights moves these.
+        self._weights = {name: one for name, one in network.state_dict().items() if one.is_floating_point()}
+        self._average = {name: one.clone() for name, one in self._weights.items()}
+
+    def update(self, step: int) -> None:
+        """Take in the weights after iteration `step`, counted from 0 over the whole run."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([*self._average.values()], [*self._weights.values()], 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """In this block the network has the averaged weights; after it its own again."""
+        own = [one.clone() for one in self._weights.values()]
+        self._put([*self._average.values()])
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def state(self) -> dict[str, Tensor]:
+        return self._average
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for name, one in state.items():
+            self._average[name].copy_(one)
+
+    @torch.no_grad()
+    def _put(self, weights: list[Tensor]) -> None:
+        torch._foreach_copy_([*self._weights.values()], weights)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

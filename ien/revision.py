@@ -12,14 +12,20 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def revision(root: Path = _ROOT) -> dict[str, Any] | None:
-    """The commit of the working tree in `root` and whether it was clean; None outside of one."""
+    """The commit of the working tree in `root` and whether it was clean; None outside of one.
+
+    What lies in docs/ changes no run, and results are written there while others are still running.
+    """
     if (root / RECORDED).exists():
         recorded: dict[str, Any] | None = json.loads((root / RECORDED).read_text())
         return recorded
     if not (root / ".git").exists():
         return None
     try:
-        return {"commit": _git(root, "rev-parse", "HEAD"), "clean": not _git(root, "status", "--porcelain")}
+        return {
+            "commit": _git(root, "rev-parse", "HEAD"),
+            "clean": not _git(root, "status", "--porcelain", "--", ".", ":!docs"),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 

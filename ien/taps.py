@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class Tapped(nn.Module):
 
     `layers` are names as in `model.named_modules()`, of layers that run once a forward. `pool` is a `ChannelMaxPool`,
     its name (`R4`, `R8-4-2-1`, …) or the size of its filter groups (1: the maps as they are). `as_map` makes the map
-    (B, C, S, S) of what a layer gives, where that is none: `tokens_as_map` for the tokens of a transformer.
+    (B, C, S, S) of what a layer gives, where that is none: `tokens_as_map` for the tokens of a transformer,
+    `channels_last_as_map` where the channels stand last.
 
     The network is not rewritten: its outputs are read by hooks, its `state_dict` stays its own
     (`tapped.model.state_dict()`), and `close()`, or the end of a `with`, takes the hooks off again. A copy (`deepcopy`,
@@ -103,12 +105,29 @@ class Tapped(nn.Module):
         return pooled.clone() if self.pool.sizes == (1,) else pooled  # groups of one are the maps themselves
 
 
-def tappable(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
+def tappable(
+    model: nn.Module, images: Tensor, as_map: Callable[[Any], Any] | None = None
+) -> dict[str, tuple[int, int]]:
     """The layers that can be tapped, in the order in which they run: name → (channels C, side S) of their maps.
 
-    One forward of a copy, in eval mode and without computing, tells which give square maps and run once.
+    One forward of a copy, in eval mode, tells which give square maps (or what `as_map` makes square maps of) and run
+    once. Nothing is computed, unless the network makes tensors on a device of its own choice.
     """
-    copied = copy.deepcopy(model).to("meta").eval()
+    try:
+        return _tappable(copy.deepcopy(model).to("meta"), images.to("meta"), as_map)
+    except RuntimeError as error:
+        if not wants_numbers(error):
+            raise
+        return _tappable(copy.deepcopy(model), images, as_map)
+
+
+def wants_numbers(error: Exception) -> bool:
+    """Whether a forward on the meta device failed because the network looks into a tensor, or makes one elsewhere."""
+    return any(sign in str(error) for sign in ("device meta", "meta tensors"))
+
+
+def _tappable(copied: nn.Module, images: Tensor, as_map: Callable[[Any], Any] | None) -> dict[str, tuple[int, int]]:
+    copied.eval()
     seen: dict[str, list[Any]] = {}
     for name, layer in copied.named_modules():
         if name:
@@ -116,13 +135,16 @@ def tappable(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
                 lambda _layer, _inputs, output, name=name: seen.setdefault(name, []).append(output)
             )
     with torch.no_grad():
-        copied(images.to("meta"))
-    maps = {name: outputs[0] for name, outputs in seen.items() if len(outputs) == 1}
-    return {
-        name: (output.shape[1], output.shape[2])
-        for name, output in maps.items()
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]
-    }
+        copied(images)
+    maps = {name: _map_or_none(outputs[0], as_map) for name, outputs in seen.items() if len(outputs) == 1}
+    return {name: (output.shape[1], output.shape[2]) for name, output in maps.items() if output is not None}
+
+
+def _map_or_none(output: Any, as_map: Callable[[Any], Any] | None) -> Tensor | None:
+    try:
+        return _feature_map("", output if as_map is None else as_map(output))
+    except InputError:
+        return None
 
 
 class _Keeper:
@@ -144,6 +166,19 @@ def tokens_as_map(tokens: Tensor) -> Tensor:
         raise InputError(f"{_shown(tokens)} are no tokens (B, N, C); tap a block of the transformer")
     side = math.isqrt(tokens.shape[1])
     return tokens[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def channels_last_as_map(maps: Tensor) -> Tensor:
+    """Maps (B, S, S, C), as in Swin Transformers, as (B, C, S, S)."""
+    if not isinstance(maps, Tensor) or maps.ndim != 4:
+        raise InputError(f"{_shown(maps)} is no map (B, S, S, C); tap another layer")
+    return maps.permute(0, 3, 1, 2)
+
+
+# What `network.tap_layout` may say, in timm's terms (timm.layers.Format).
+LAYOUTS: Mapping[str, Callable[[Any], Any] | None] = MappingProxyType(
+    {"NCHW": None, "NHWC": channels_last_as_map, "NLC": tokens_as_map}
+)
 
 
 def _untold() -> AbstractContextManager[Any]:
@@ -177,9 +212,12 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
 def _feature_map(name: str, output: Any) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 4:
         tokens = isinstance(output, Tensor) and output.ndim == 3
-        hint = "; for tokens give Tapped as_map=tokens_as_map" if tokens else ""
+        hint = ", or say that these are tokens (network.tap_layout: NLC; as_map=tokens_as_map)" if tokens else ""
         raise InputError(f"layer {name!r} gives {_shown(output)}, no feature map (B, C, S, S); tap another layer{hint}")
     if output.shape[-1] != output.shape[-2]:
+        if output.shape[1] == output.shape[2]:
+            hint = "network.tap_layout: NHWC; as_map=channels_last_as_map"
+            raise InputError(f"layer {name!r} gives {_shown(output)}; if its channels stand last, say so ({hint})")
         raise InputError(
             f"layer {name!r} gives {_shown(output)}, no square map (B, C, S, S), and cannot be turned; crop or pad the "
             "images to squares, or tap another layer"

@@ -142,10 +142,11 @@ class Trainer:
         val = None
         if len(self.parts.data.val):
             try:
-                val = evaluation_record("val", progress.epoch + 1, step, self.parts.validate())
-                if self._measures_equivariance(progress.epoch + 1):
-                    errors = records.equivariance_by_element(self.parts, self.parts.tapped, "val")
-                    val["relative_equivariance_error"] = mean_errors(errors)
+                with self.engine.averaged():
+                    val = evaluation_record("val", progress.epoch + 1, step, self.parts.validate())
+                    if self._measures_equivariance(progress.epoch + 1):
+                        errors = records.equivariance_by_element(self.parts, self.parts.tapped, "val")
+                        val["relative_equivariance_error"] = mean_errors(errors)
             except Stopped:
                 self._note_signal()
                 self._save("stop")
@@ -198,7 +199,9 @@ class Trainer:
         except (checkpoint.DamagedError, FileNotFoundError) as error:
             say(self.processes.first, f"passed over {path}: {error}; testing the last weights instead")
             record = {"split": "train", "epoch": self.progress.epoch, "step": self.step}
-            return {"model": self.parts.tapped.model.state_dict(), "record": record, "file": checkpoint.LAST}
+            with self.engine.averaged():
+                model = {name: one.clone() for name, one in self.parts.tapped.model.state_dict().items()}
+            return {"model": model, "record": record, "file": checkpoint.LAST}
 
     def _refuse_ruined(self, record: Record | None = None) -> None:
         """Raises `InputError` before anything is saved, if the weights, or a record's loss, are not finite."""
@@ -231,8 +234,9 @@ class Trainer:
 
     def _save_best(self, record: Record) -> None:
         if self.processes.first:
-            model = self.parts.tapped.model.state_dict()
-            checkpoint.save_best(self.folder.checkpoints, {"format": FORMAT, "model": model, "record": record})
+            with self.engine.averaged():
+                model = self.parts.tapped.model.state_dict()
+                checkpoint.save_best(self.folder.checkpoints, {"format": FORMAT, "model": model, "record": record})
 
     def _restored(self) -> Progress:
         """Go on from the newest whole checkpoint, the one that the first process sees."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ien.config import SECTIONS
-from ien.config_files import Setting, read
+from ien.config.files import Setting, read
 from ien.errors import InputError
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ from ien import build, models
 from ien.config import Config, load
 
 CONFIGS = sorted(path for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FAST = sorted((CONFIGS[0].parent / "fast").glob("*.yaml"))
 COSTED = [path for path in CONFIGS if load(path).dataset != "digits"]
 IMAGES = {
     "rot_mnist": (10_000, 10, 1),
@@ -88,3 +89,24 @@ def test_a_header_states_the_true_cost(path: Path) -> None:
     assert stated is not None
     assert stated[2] == f"{images:,}"
     assert float(stated[1]) == pytest.approx(images * views * 3 * flops / 1e15, abs=0.02)
+
+
+@pytest.mark.parametrize("path", FAST, ids=by_stem)
+def test_a_fast_config_learns_what_its_slow_twin_does(path: Path) -> None:
+    """It says how a step is computed, not what is minimised; on a CPU of a narrow network."""
+    twin, _, device = path.stem.rpartition("_")
+    slow, fast = (load(one).model_dump() for one in (path.parent.parent / f"{twin}.yaml", path))
+    assert fast.pop("save_dir") == f"fast_{path.stem}"
+    slow.pop("save_dir")
+    assert (fast["run"].pop("device") == "cpu") == (device == "cpu")
+    assert fast["run"].pop("channels_last")
+    assert fast["run"].pop("precision") == {"cpu": "fp32", "gpu": "bf16"}[device]
+    assert fast["run"]["cuda_graphs"]
+    for name in ("device", "channels_last", "precision"):
+        slow["run"].pop(name)
+    if device == "cpu":
+        assert (fast["network"].pop("width"), slow["network"].pop("width")) == (24, None)
+    assert fast == slow
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=../schema.json"
+    assert f"# train: python launch/submit.py --config configs/fast/{path.name}" in lines

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ien import alignment, config, evaluate, export, train
-from ien.alignment import __main__ as aligned
-from ien.alignment.subjects import subject
-from ien.data.__main__ import main as prepare
-from ien.errors import InputError
-from ien.models import __main__ as models
-from launch import doctor, jobs, rehearse, sites, slurm, submit, tune
-from launch.grid import overrides
+from ien import config
+from launch import sites, slurm
 from launch.search import sweep
-from tests.finished_run import finished_run
+from tests.commands_tried import COMMANDS, prepare_place
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,18 +56,8 @@ LINKS = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a stranger has after the first run: the repository's configs, and runs/quickstart."""
     place = tmp_path_factory.mktemp("place")
-    for name in ("configs", "slurm", "docs"):
-        (place / name).symlink_to(ROOT / name)
-    finished_run(place)
-    for form, out in (
-        ("onnx", "runs/quickstart/network.onnx"),
-        ("torchscript", "runs/quickstart/network.torchscript"),
-        ("pt2", "served/digits.pt2"),
-        ("safetensors", "runs/quickstart/network.safetensors"),
-    ):
-        export.main([str(place / "runs/quickstart"), "--format", form, "--out", str(place / out)])
+    prepare_place(place)
     return place
 
 
@@ -140,8 +122,7 @@ def test_its_settings_files_can_be_used(block: Block, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_its_commands_are_understood(line: str, tmp_path: Path) -> None:
-    """Tried where that takes seconds; else all that can be said before it begins."""
+def test_its_commands_run(line: str, tmp_path: Path) -> None:
     words = shlex.split(re.sub(r"\bRUN\b", "quickstart", line.replace("<this repository>", "URL")))
     if words[0] in SHOWN:
         return
@@ -152,142 +133,11 @@ def test_its_commands_are_understood(line: str, tmp_path: Path) -> None:
     COMMANDS[name](words[words.index(name) + 1 :], tmp_path)
 
 
-def _make(words: list[str], tmp_path: Path) -> None:
-    for target in words:
-        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-
-
-def _pip(words: list[str], tmp_path: Path) -> None:
-    parsed = configparser.ConfigParser()
-    parsed.read(ROOT / "setup.cfg")
-    assert words[:2] == ["install", "-e"]
-    extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[2])
-    assert extras
-    assert set((extras[1] or "dev").split(",")) <= set(parsed["options.extras_require"])
-
-
-def _cp(words: list[str], tmp_path: Path) -> None:
-    assert (ROOT / words[0]).is_file()
-    assert (ROOT / words[1]).parent.is_dir()
-
-
-def _train(words: list[str], tmp_path: Path) -> None:
-    """All but the training itself."""
-    given: list[config.Config] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "run", given.append)
-        train.main(words)
-    assert len(given) == 1
-
-
-def _submit(words: list[str], tmp_path: Path) -> None:
-    """What needs no SLURM is shown by --dry-run; of the rest, the settings are checked."""
-    given = submit._parser().parse_intermixed_args(words)
-    for more in overrides(given.seeds, given.grid, "some"):
-        settings = config.load(given.config, given.overrides + more)
-    if given.executor != "slurm" and settings.launch.nodes == 1:
-        submit.main([*words, "--dry-run"])
-
-
-def _tune(words: list[str], tmp_path: Path) -> None:
-    given = tune._parser().parse_intermixed_args(words)
-    assert sweep.load(given.config, given.overrides).space.axes
-    if given.executor != "slurm":
-        tune.main([*words, "--dry-run"])
-
-
-def _data(words: list[str], tmp_path: Path) -> None:
-    """It ends with the one line about the source that is not there, so its options were understood."""
-    source = words.index("--from") + 1
-    words = [*words[:source], str(tmp_path / "missing"), *words[source + 1 :]]
-    with pytest.raises(InputError, match="missing does not exist"):
-        prepare([*words, "--root", str(tmp_path / "data")])
-
-
-def _jobs(words: list[str], tmp_path: Path) -> None:
-    if words[0] == "cancel":
-        assert jobs._parser().parse_args(words).runs == ["quickstart"]
-        return
-    jobs.main(words)
-
-
-def _doctor(words: list[str], tmp_path: Path) -> None:
-    assert doctor._parser().parse_args(words)
-
-
-def _rehearse(words: list[str], tmp_path: Path) -> None:
-    given = rehearse._parser().parse_intermixed_args(words)
-    assert config.load(given.config, given.overrides)
-
-
-def _export(words: list[str], tmp_path: Path) -> None:
-    given = export._parser().parse_args(words)
-    suffix = export.FORMATS[given.format].suffix
-    if given.format == "onnx":  # as the place was made, and slow
-        assert Path("runs/quickstart/network.onnx").exists()
-        return
-    export.main([*words, "--out", str(tmp_path / f"network{suffix}")])
-
-
-def _evaluate(words: list[str], tmp_path: Path) -> None:
-    given = evaluate._parser().parse_args(words)
-    if given.runs == ["runs/quickstart"]:
-        evaluate.main([*words, "--images", "8", "--no-pictures", "--out", str(tmp_path / "report")])
-
-
-def _alignment(words: list[str], tmp_path: Path) -> None:
-    """All but the proof, which takes long on a large network."""
-    given = aligned._parser().parse_args(words)
-    _, model, channels, side = subject(given.model, given.channels)
-    assert alignment.trace(model, given.size or side or 0, channels).steps
-
-
-def _models(words: list[str], tmp_path: Path) -> None:
-    models.main(words)
-
-
-def _example(words: list[str], tmp_path: Path) -> None:
-    """test_examples runs it."""
-    assert words == []
-
-
-def _settings(words: list[str], tmp_path: Path) -> None:
-    config.main(words)
-
-
-def _sbatch(words: list[str], tmp_path: Path) -> None:
-    script, settings, *more = (word for word in words if not word.startswith("--"))
-    assert (ROOT / script).is_file()
-    assert config.load(settings, more)
-
-
-COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
-    "make": _make,
-    "pip": _pip,
-    "cp": _cp,
-    "cd": lambda words, tmp_path: None,
-    "sbatch": _sbatch,
-    "launch/submit.py": _submit,
-    "launch/tune.py": _tune,
-    "launch.jobs": _jobs,
-    "launch.doctor": _doctor,
-    "launch.rehearse": _rehearse,
-    "ien.train": _train,
-    "ien.config": _settings,
-    "ien.data": _data,
-    "ien.export": _export,
-    "ien.evaluate": _evaluate,
-    "ien.alignment": _alignment,
-    "ien.models": _models,
-    **{f"examples/{path.name}": _example for path in (ROOT / "examples").glob("*.py") if path.stem != "digits"},
-}
-
-
 @pytest.mark.parametrize(
     "words", re.findall(r"`python -m ien\.data (\w+ --from [^`#\n]+)`", (ROOT / "README.md").read_text())
 )
-def test_its_tables_of_data_commands_are_understood(words: str, tmp_path: Path) -> None:
-    _data(shlex.split(words), tmp_path)
+def test_its_tables_of_data_commands_run(words: str, tmp_path: Path) -> None:
+    COMMANDS["ien.data"](shlex.split(words), tmp_path)
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

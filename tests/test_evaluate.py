@@ -16,7 +16,7 @@ from torch import nn
 from ien import evaluate
 from ien.groups import Group
 from tests.runs_made import finished_run
-from tests.symmetric import average_kernels
+from tests.symmetry.symmetric import average_kernels
 
 ROOT = Path(__file__).parent.parent
 FEW = ("--images", "12", "--device", "cpu")
@@ -302,7 +302,7 @@ def test_without_escnn_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "escnn", None)
     line = refused(capsys, runs / "plain", "--peer", "escnn", "--no-pictures")
-    assert "pip install escnn" in line
+    assert 'pip install -e ".[peer]"' in line
 
 
 def test_what_the_documentation_shows_runs(capsys: pytest.CaptureFixture[str]) -> None:

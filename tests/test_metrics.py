@@ -10,7 +10,7 @@ from ien.groups import Group
 from ien.metrics import equivariance_sums, mean_errors, relative_errors
 from ien.pooling import ChannelMaxPool
 from ien.taps import Tapped
-from tests.symmetric import average_kernels
+from tests.symmetry.symmetric import average_kernels
 
 
 def convolution(kernel: list[list[float]]) -> Tapped:

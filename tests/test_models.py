@@ -11,7 +11,7 @@ from ien.metrics import equivariance_sums, mean_errors, relative_errors
 from ien.models import MODELS, default_width
 from ien.pooling import PRESETS, ChannelMaxPool, group_size
 from ien.taps import Tapped
-from tests.symmetric import average_kernels
+from tests.symmetry.symmetric import average_kernels
 
 CLASSES = {"BasicCNN": 10, "Resnet18": 100, "VGG": 100}
 SIDES = {  # of the taps, as published; VGG with 3×3 kernels throughout

@@ -69,6 +69,40 @@ def test_against_the_formula_image_by_image() -> None:
     assert math.isclose(terms.means["equivariance"].item(), total, rel_tol=1e-5)
 
 
+def test_the_whole_orbit_of_every_image() -> None:
+    """As many second views as there are moves: each image meets each once, and its terms are the means over single
+    passes in which all images take one of them."""
+    group, images = Group(4, reflection=True), 5
+    objective, labels = EquivariantObjective(group), torch.randint(CLASSES, (images,))
+    views = Views.plan(group, images, second_views=7.0, start=3)
+    pictures, maps = torch.rand(images, 1, 6, 6), torch.randn(8 * images, 2, 6, 6)
+    seen = objective.both_views(pictures, views).split(images)
+    assert torch.equal(seen[0], pictures)
+    assert {str(element) for element, count in views.runs if count == images} == {str(one) for one in group.moves}
+    logits = torch.randn(8 * images, CLASSES)
+    whole, single = objective(logits, {"tap": maps}, labels, views), []
+    for number, (element, _) in enumerate(views.runs, start=1):
+        assert torch.equal(seen[number], group.act(pictures, element))
+        one = Views(images, ((element, images),), images, ((element, images),))
+        both = [torch.cat((part.split(images)[0], part.split(images)[number])) for part in (maps, logits)]
+        single.append(objective(both[1], {"tap": both[0]}, labels, one))
+    for name in ("equivariance", "equivariance/tap", "accuracy_second_view", "accuracy"):
+        mean = sum(float(terms.means[name]) for terms in single) / 7
+        assert math.isclose(float(whole.means[name]), mean, rel_tol=1e-5), name
+    assert whole.counts["equivariance"] == 7 * images
+    assert whole.counts["classification"] == 8 * images
+
+
+@pytest.mark.parametrize("second_views", [2.0, 3.0, 5.0])
+def test_several_second_views_of_an_image_take_different_elements(second_views: float) -> None:
+    for images in (1, 4, 6, 9):
+        for start in range(7):
+            runs = Views.plan(Group(4, reflection=True), images, second_views, start).runs
+            taken = [str(element) for element, count in runs for _ in range(count)]
+            assert len(taken) == second_views * images
+            assert all(len(set(taken[image::images])) == second_views for image in range(images))
+
+
 def test_classification_is_over_both_views() -> None:
     views = Views.plan(Group(4), 4)
     labels = torch.tensor([0, 1, 2, 3])
@@ -147,7 +181,7 @@ def test_maps_too_small_for_a_disc_are_left_out_with_one_message(caplog: pytest.
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda g: g.name)
-@pytest.mark.parametrize("second_views", [1.0, 0.4])
+@pytest.mark.parametrize("second_views", [1.0, 0.4, 2.0])
 @pytest.mark.parametrize("shares", [2, 3, 6])
 def test_shares_average_to_the_whole_batch(group: Group, second_views: float, shares: int) -> None:
     """Dealt out to processes, a batch keeps its elements, every mean, and the loss."""
@@ -193,6 +227,17 @@ def test_no_second_view_is_plain_classification() -> None:
     terms = objective(logits, {"tap": images}, labels, views)
     assert torch.allclose(terms.total, torch.nn.functional.cross_entropy(logits, labels))
     assert not any(name.startswith("equivariance") for name in terms.means)
+
+
+def test_label_smoothing_mixes_the_target_with_all_classes() -> None:
+    """(1 - ε) · cross-entropy + ε · its mean over all classes as targets, over both views."""
+    views = Views.plan(Group(4), 6)
+    logits, labels = logits_and_labels(views)
+    objective = EquivariantObjective(Group(4), beta_weight=0.0, label_smoothing=0.3)
+    found = objective(logits, {"tap": torch.rand(12, 1, 8, 8)}, labels, views).total
+    surprise = -logits.log_softmax(dim=1)
+    of_label = surprise.gather(1, torch.cat((labels, labels))[:, None]).mean()
+    assert torch.allclose(found, 0.7 * of_label + 0.3 * surprise.mean())
 
 
 def test_stop_gradient_moves_the_second_view_alone() -> None:

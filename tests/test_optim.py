@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from ien.optim import CyclicLR, optimizer, set_lr
+from ien.optim import CyclicLR, WeightAverage, optimizer, set_lr
 
 SPE = 375  # 12,000 images in batches of 32
 
@@ -50,3 +51,25 @@ def test_optimizer_moves_by_the_given_rate(name: str, kind: type) -> None:
     set_lr(chosen, 0.01)
     chosen.step()
     assert torch.allclose(weight.detach(), 1 - 0.01 * weight.grad.sign(), atol=1e-6)  # Adam's first step is the rate
+
+
+def test_the_average_of_weights_is_its_formula() -> None:
+    """Also of BatchNorm's statistics; the first steps forget the initial weights, whatever the decay."""
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)).double()
+    average = WeightAverage(network, decay=0.5)
+    expected = {name: one.clone() for name, one in network.state_dict().items() if one.is_floating_point()}
+    assert len(expected) == 6
+    for step in range(12):
+        with torch.no_grad():
+            for number, one in enumerate(network.state_dict().values()):
+                one.copy_(torch.full_like(one, 3 * step + number))
+        average.update(step)
+        decay = (0.1, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5, 0.5)[step]
+        for number, name in enumerate(network.state_dict()):
+            if name in expected:
+                expected[name] = decay * expected[name] + (1 - decay) * (3 * step + number)
+    own = {name: one.clone() for name, one in network.state_dict().items()}
+    with average.in_place():
+        for name, one in expected.items():
+            torch.testing.assert_close(network.state_dict()[name], one, rtol=1e-12, atol=0)
+    assert all(torch.equal(own[name], one) for name, one in network.state_dict().items())

@@ -80,6 +80,7 @@ def train_share(rank: int, folder: str) -> None:
     objective = EquivariantObjective("R4", 0.5)
     objective.terms(tapped, images[4 * rank : 4 * rank + 4], labels[4 * rank : 4 * rank + 4]).total.backward()
     torch.save([p.grad for p in tapped.parameters()], f"{folder}/{rank}.pt")
+    dist.barrier()  # a thread of gloo that still held a gradient while Python ends would abort the process
     dist.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import ien
 from ien import config
-from ien.config_problems import by_dotted_key
+from ien.config.problems import by_dotted_key
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*(path.name for path in (ROOT / "docs").glob("*.md")), "settings.md", "api.md", "tour.md", "changes.md"]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ien.errors import InputError
 from ien.objective import EquivariantObjective
 from ien.pooling import ChannelMaxPool
-from ien.taps import Tapped, tappable, tokens_as_map
+from ien.taps import Tapped, channels_last_as_map, tappable, tokens_as_map
 
 
 class Branched(nn.Module):
@@ -182,12 +182,33 @@ class Tokens(nn.Module):
 
 def test_tokens_become_maps_where_asked_for() -> None:
     images = torch.rand(2, 1, 5, 5)
-    with pytest.raises(InputError, match=r"gives shape \(2, 27, 10\), no feature map .* as_map=tokens_as_map"):
+    with pytest.raises(InputError, match=r"gives shape \(2, 27, 10\), no feature map .*network.tap_layout: NLC"):
         Tapped(Tokens(), ["block"], 1)(images)
     _, maps = Tapped(Tokens(), ["block"], 1, as_map=tokens_as_map)(images)
     assert torch.equal(maps["block"], images.expand(-1, 10, -1, -1))
     with pytest.raises(InputError, match=r"shape \(2, 5\) are no tokens"):
         tokens_as_map(torch.rand(2, 5))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.block(images.permute(0, 2, 3, 1)).mean(dim=(1, 2))
+
+
+def test_maps_whose_channels_stand_last_are_taken_where_that_is_said() -> None:
+    images = torch.rand(2, 8, 5, 5)
+    with pytest.raises(InputError, match=r"gives shape \(2, 5, 5, 8\); if .* last, say so .*tap_layout: NHWC"):
+        Tapped(ChannelsLast(), ["block"], 4)(images)
+    _, maps = Tapped(ChannelsLast(), ["block"], 4, as_map=channels_last_as_map)(images)
+    assert torch.equal(maps["block"], images.unflatten(1, (2, 4)).amax(dim=2))
+    with pytest.raises(InputError, match=r"shape \(2, 5\) is no map"):
+        channels_last_as_map(torch.rand(2, 5))
+    assert tappable(ChannelsLast(), images) == {}
+    assert tappable(ChannelsLast(), images, channels_last_as_map) == {"block": (8, 5)}
 
 
 def test_a_layer_can_be_named_by_either_of_its_names() -> None:

@@ -158,6 +158,37 @@ def test_stopped_between_epochs_it_goes_on_to_the_same_bits(settings: Path, whol
     assert_equal_runs(whole, tmp_path / "run")
 
 
+def test_averaged_weights_are_judged_and_the_run_goes_on_with_its_own(settings: Path, tmp_path: Path) -> None:
+    """What is validated, kept and tested is the mean; stopped between epochs, the run ends with the same bits."""
+    words = ["optimizer.ema_decay=0.9", "network.width=8"]
+    start(settings, tmp_path / "one", *words)
+    with pytest.raises(ConnectionError):
+        train.run(config.load(settings, [f"run.root={tmp_path}", "save_dir=run", *words]), report=stop_after(1))
+    start(settings, tmp_path, *words)
+    assert_equal_runs(tmp_path / "one" / "run", tmp_path / "run")
+    plain = start(settings, tmp_path / "plain", "network.width=8")
+    last, best = (
+        checkpoint.load(tmp_path / "run" / "checkpoints" / name) for name in (checkpoint.LAST, checkpoint.BEST)
+    )
+    without = checkpoint.load(tmp_path / "plain" / "run" / "checkpoints" / checkpoint.LAST)["model"]
+    assert all(torch.equal(last["model"][name], one) for name, one in without.items())  # training does not know
+    assert best["record"]["epoch"] == 2
+    average = last["engine"]["average"]
+    assert all(torch.equal(best["model"][name], one) for name, one in average.items())
+    assert not torch.equal(average["block1.0.weight"], last["model"]["block1.0.weight"])
+    for name in ("train", "val"):
+        averaged, own = (
+            [one for one in lines(tmp_path / folder) if one["split"] == name] for folder in ("run", "plain/run")
+        )
+        assert (averaged == own) == (name == "train")
+    (tmp_path / "run" / "checkpoints" / checkpoint.BEST).unlink()
+    (tmp_path / "run" / "summary.json").unlink()
+    again = start(settings, tmp_path, *words)
+    assert again["weights"] == checkpoint.LAST
+    assert again["accuracy"] == json.loads((tmp_path / "one/run/summary.json").read_text())["accuracy"]
+    assert again["class_loss"] != plain["class_loss"]
+
+
 def test_dropout_goes_on_where_it_was(settings: Path, tmp_path: Path) -> None:
     """VGG draws random numbers in every step: without the saved states a stopped run would end with other weights."""
     vgg = ["model=VGG", "data.image_size=32", "data.val_split=1000", "batch_size=16", "run.log_every=2", "save_dir=run"]
@@ -220,12 +251,14 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(settings: Path, tmp_path
     assert_equal_runs(tmp_path / "once" / "run", tmp_path / "often" / "run")
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_see_the_same_batches_and_end_within_rounding(accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("accumulate", "balance"), [(1, []), (2, []), (2, ["norm_ratio"]), (2, ["pcgrad"])], ids=str)
+def test_two_processes_see_the_same_batches_and_end_within_rounding(
+    accumulate: int, balance: list[str], tmp_path: Path
+) -> None:
     torchrun = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m"]
     for name, words in (("one", []), ("two", torchrun)):
         parts = "1" if name == "one" else str(accumulate)
-        done = command(*words, "tests.two_processes", str(tmp_path / name), parts)
+        done = command(*words, "tests.two_processes", str(tmp_path / name), parts, *balance)
         assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     for (images, labels), (same_images, same_labels) in zip(one["seen"], two["seen"], strict=True):
@@ -378,11 +411,15 @@ VARIANTS = {
     "plain": ["beta_weight=0", "objective.augment=none"],
     "relative, warmed up": ["objective.loss=relative", "objective.warmup_epochs=1", "objective.stop_gradient=true"],
     "fewer second views": ["objective.second_views=0.25", "objective.tap_weights={block6: 0}"],
+    "the whole orbit": ["objective.second_views=3", "optimizer.accumulate=2"],
     "parts without a second view": ["objective.second_views=0.25", "optimizer.accumulate=32"],
     "AdamW, clipped, accumulated": ["optimizer.name=adamw", "optimizer.clip_norm=1", "optimizer.accumulate=4"],
-    "fp16": ["run.precision=fp16"],
+    "balanced norms, fp16": ["objective.balance=norm_ratio", "run.precision=fp16", "objective.warmup_epochs=0.1"],
+    "no conflict": ["objective.balance=pcgrad", "optimizer.accumulate=2", "symmetry.weight_penalty=0.1"],
+    "averaged weights, fp16": ["optimizer.ema_decay=0.99", "run.precision=fp16"],
     "bf16, channels last": ["run.precision=bf16", "run.channels_last=true"],
     "all training images": ["data.val_split=0"],
+    "turned by any angle, smoothed": ["data.random_rotation=true", "objective.label_smoothing=0.1"],
     "streamed": ["data.resident=never", "data.workers=1"],
     "Resnet18": ["model=Resnet18", "data.image_size=17"],
     "VGG": ["model=VGG", "data.image_size=32"],

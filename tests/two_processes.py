@@ -1,6 +1,6 @@
 """A few steps of a network without BatchNorm, for one process or for `torchrun`; writes what was seen and learned.
 
-`python -m tests.two_processes OUT ACCUMULATE`
+`python -m tests.two_processes OUT ACCUMULATE [BALANCE]`
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def main() -> None:
             beta=lambda step: 0.5,
             second_views=0.75,
             accumulate=accumulate,
+            balance=(sys.argv[3:] or [None])[0],
         )
         seen = []
         for step, (images, labels) in zip(range(STEPS), batches.epoch(0), strict=False):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def subject(name: str, channels: int | None) -> Subject:
     if name.startswith(("torchvision/", "timm/")):
         return Subject(name, library_network(name, CLASSES, channels or 3), channels or 3, None)
     if ":" in name:
-        return Subject(name, _of_ones_own(name), channels or 3, None)
+        return Subject(name, _of_ones_own(name, channels or 3), channels or 3, None)
     known = f"{', '.join(MODELS)}, torchvision/NAME, timm/NAME, MODULE:FUNCTION, a config or a run folder"
     near = difflib.get_close_matches(name, MODELS, n=1)
     raise InputError(f"{name!r} names no network; {f'did you mean {near[0]}? ' if near else ''}write {known}")
@@ -69,8 +70,11 @@ def _of_the_paper(
     return Subject(name, network, channels, side or network.image_side)
 
 
-def _of_ones_own(name: str) -> nn.Module:
-    """`package.module:function`, looked for from the current folder too; the function gives the network."""
+def _of_ones_own(name: str, channels: int) -> nn.Module:
+    """`package.module:function`, looked for from the current folder too; the function gives the network.
+
+    A class that takes `classes` and `in_channels`, as the one of `model: package.module:Class` does, is given them.
+    """
     module, _, function = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -83,7 +87,20 @@ def _of_ones_own(name: str) -> nn.Module:
         raise InputError(f"{name}: {module} has no {function!r}; name a function that gives a network") from None
     finally:
         sys.path.pop(0)
-    network = made if isinstance(made, nn.Module) else made()
+    try:
+        network = made if isinstance(made, nn.Module) else made(**_wanted(made, channels))
+    except TypeError as error:
+        raise InputError(
+            f"{name}: {error}; it is called without arguments, or as (classes=…, in_channels=…)"
+        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} gives {type(network).__name__}, no torch.nn.Module; name one that does")
     return network
+
+
+def _wanted(made: Any, channels: int) -> dict[str, int]:
+    offered = {"classes": CLASSES, "in_channels": channels}
+    try:
+        return offered if offered.keys() <= inspect.signature(made).parameters.keys() else {}
+    except ValueError:  # a builtin
+        return {}

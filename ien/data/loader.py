@@ -23,9 +23,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ien.data.prepared import Split
+from ien.data.turning import turned
 from ien.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # images float32 (b, C, side, side) in [0, 1], labels int64 (b,), on the device
+
+_ROTATION = 1  # which draw of an epoch it is, beside that of the order
 
 
 class Batches:
@@ -44,10 +47,12 @@ class Batches:
         resident: bool,
         workers: int = 0,
         start_method: str | None = None,
+        random_rotation: bool = False,
     ) -> None:
         """Share `share` of `shares` of `split`; `resident` keeps its images on the device, else `workers` read them.
 
-        Images are resized to `side` on the device where it differs from the stored one. Raises `InputError` if
+        Images are resized to `side` on the device where it differs from the stored one; `random_rotation` then turns
+        each by an angle of its own, uniform over the circle and drawn anew in each epoch. Raises `InputError` if
         `batch_size` does not divide by `shares`, or if there are fewer images than one batch.
         """
         assert 0 <= share < shares, (share, shares)
@@ -60,7 +65,8 @@ class Batches:
         self.batch_size, self.seed, self.share, self.shares = batch_size, seed, share, shares
         self.images = len(split)
         self.steps_per_epoch = len(split) // batch_size
-        self.resident, self._side = resident, side
+        self.resident, self.random_rotation = resident, random_rotation
+        self._side, self._device = side, torch.device(device)
         self._reader = _reader(split, torch.device(device), resident, workers, start_method)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -71,8 +77,18 @@ class Batches:
         """
         order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
         whole = order[: self.steps_per_epoch * self.batch_size].reshape(self.steps_per_epoch, self.batch_size)
-        for images, labels in self._reader.read(list(whole[start:, self.share :: self.shares])):
-            yield _seen(images, self._side), labels
+        batches = self._reader.read(list(whole[start:, self.share :: self.shares]))
+        if not self.random_rotation:
+            yield from ((_seen(images, self._side), labels) for images, labels in batches)
+            return
+        for (images, labels), angles in zip(batches, self._angles(epoch)[start:], strict=True):
+            yield turned(_seen(images, self._side), angles), labels
+
+    def _angles(self, epoch: int) -> Tensor:
+        """This share's angles in an epoch, in radians (steps, batch), on the device; drawn for all shares together."""
+        generator = np.random.default_rng([self.seed, epoch, _ROTATION])
+        angles = generator.uniform(0, 2 * np.pi, (self.steps_per_epoch, self.batch_size)).astype(np.float32)
+        return torch.from_numpy(angles[:, self.share :: self.shares].copy()).to(self._device)
 
 
 class InOrder:

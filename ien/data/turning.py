@@ -10,6 +10,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 SPLIT_NUMBERS = {"train": 1, "test": 2, "val": 3}
 FLIPS = ("none", "horizontal", "vertical")
@@ -29,13 +30,20 @@ def rotated(images: np.ndarray, angles: np.ndarray, interpolation: str = "biline
     In float64: in float32 processors differ in the last digits, and one pixel in some 70,000 is then rounded otherwise.
     """
     angle = torch.from_numpy(np.asarray(angles, dtype=np.float64))
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    seen = turned(torch.from_numpy(images).double(), angle, interpolation)
+    return seen.round_().clamp_(0, 255).to(torch.uint8).numpy()
+
+
+def turned(images: Tensor, angles: Tensor, interpolation: str = "bilinear") -> Tensor:
+    """Images (B, C, S, S) turned counter-clockwise about their centre by angles (B,) in radians; zero outside.
+
+    On the images' device and in their precision, which the angles share; one resampling for the whole batch.
+    """
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     # grid_sample asks for the source of every target pixel; x points right and y down.
     matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-    source = torch.from_numpy(images).double()
-    grid = F.affine_grid(matrix, list(source.shape), align_corners=False)
-    turned = F.grid_sample(source, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
-    return turned.round_().clamp_(0, 255).to(torch.uint8).numpy()
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
 
 
 def flipped(images: np.ndarray, flips: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import nn
 from ien.errors import InputError, OneLineParser, told_in_one_line
 from ien.models import MODELS, library_network, of_library
 from ien.pooling import ChannelMaxPool
-from ien.taps import tappable
+from ien.taps import LAYOUTS, tappable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,14 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=3, help="of the images (default: 3)")
     parser.add_argument("--pool", default="R4", help="filter groups: R4, R8, R8-4-2-1, … (default: R4)")
     parser.add_argument("--depth", type=int, default=2, help="of the names: layer1 is 1, layer1.0 is 2 (default: 2)")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="NCHW", help="what the layers give: network.tap_layout (default: NCHW)"
+    )
     with told_in_one_line():
         given = parser.parse_args(arguments)
         pool = ChannelMaxPool.from_name(given.pool)
         network = _network(given.model, given.channels, pool)
-        maps = _maps(network, given.channels, given.side)
-    for name, (channels, side) in maps.items():
-        if name.count(".") < given.depth:
-            print(f"{name:<28} {channels:>5} × {side} × {side}   {_pooled(pool, channels)}")
+        for name, (channels, side) in _maps(network, given.channels, given.side, given.layout).items():
+            if name.count(".") < given.depth:
+                print(f"{name:<28} {channels:>5} × {side} × {side}   {_pooled(pool, channels)}")
 
 
 def _network(name: str, channels: int, pool: ChannelMaxPool) -> nn.Module:
@@ -39,9 +41,9 @@ def _network(name: str, channels: int, pool: ChannelMaxPool) -> nn.Module:
     return MODELS[name].build(pool.multiple, pool, 10, channels)
 
 
-def _maps(network: nn.Module, channels: int, side: int) -> dict[str, tuple[int, int]]:
+def _maps(network: nn.Module, channels: int, side: int, layout: str) -> dict[str, tuple[int, int]]:
     try:
-        return tappable(network, torch.empty(1, channels, side, side))
+        return tappable(network, torch.zeros(1, channels, side, side), LAYOUTS[layout])
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = [*str(error).splitlines(), ""][0]
         raise InputError(

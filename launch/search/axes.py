@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ien.config_files import from_command_line
+from ien.config.files import from_command_line
 
 if TYPE_CHECKING:
     from optuna import Trial

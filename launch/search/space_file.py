@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ien.config import SECTIONS, Config, flat
-from ien.config_files import Setting, nested
-from ien.config_problems import by_dotted_key, told
+from ien.config.files import Setting, nested
+from ien.config.problems import by_dotted_key, told
 from ien.errors import InputError
 from launch.search.axes import Axis, Choice, Range, exact, is_among, steps, written
 
@@ -136,7 +136,7 @@ def _ends(name: str, given: Any, place: str) -> list[Any]:
 
 def _fractions(name: str, low: float, high: float, place: str, checked: Callable[[Any], Any]) -> Range:
     try:
-        return Range(checked(float(low)), checked(float(high)), name == "loguniform")
+        return _within(Range(checked(float(low)), checked(float(high)), name == "loguniform"), checked)
     except InputError as refused:
         checked(low), checked(high)  # has its own words for what the setting does not take at all
         raise InputError(f"{refused} ({name} draws fractions; for whole numbers write {_WHOLE[name]})") from None
@@ -151,7 +151,13 @@ def _in_steps(low: float, high: float, step: float, place: str, checked: Callabl
         met = " or ".join(f"{float(number):.12g}" for number in (before, after) if number > exact(low))
         problem = f"from {written(low)}, steps of {written(step)} do not meet {written(high)}"
         raise InputError(f"{place}: {problem}; write a high of {met}, or another step")
-    return Range(checked(kind(low)), checked(kind(high)), False, kind(step))
+    return _within(Range(checked(kind(low)), checked(kind(high)), False, kind(step)), checked)
+
+
+def _within(values: Range, checked: Callable[[Any], Any]) -> Range:
+    """Between two ends that a setting takes may lie what it does not: whole numbers alone from some value on."""
+    checked(values.at(0.5))
+    return values
 
 
 def _conditions(when: Any, base: Config, place: str) -> Iterator[tuple[str, list[Any]]]:

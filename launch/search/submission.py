@@ -14,7 +14,7 @@ from typing import Any
 
 from ien import config
 from ien.config import Config
-from ien.config_files import Setting, as_yaml, from_command_line, nested, read
+from ien.config.files import Setting, as_yaml, from_command_line, nested, read
 from ien.errors import InputError
 from ien.private import make_private
 from ien.tracking import write_text

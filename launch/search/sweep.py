@@ -18,9 +18,9 @@ from pydantic import Field, ValidationError
 
 from ien import config
 from ien.config import Config
-from ien.config_files import Setting, as_yaml, from_command_line, nested, read
-from ien.config_problems import by_dotted_key, told
-from ien.config_sections import Count, LaunchSettings, Settings
+from ien.config.files import Setting, as_yaml, from_command_line, nested, read
+from ien.config.problems import by_dotted_key, told
+from ien.config.sections import Count, LaunchSettings, Settings
 from ien.errors import InputError
 from ien.private import refuse_shared
 from launch.grid import numbers

@@ -60,11 +60,16 @@ def test_a_network_of_ones_own(
 ) -> None:
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\n\ndef small():\n    return nn.Conv2d(1, 2, 3, stride=2, padding=1)\n\nnumber = int\n"
+        "class Net(nn.Conv2d):\n    def __init__(self, classes, in_channels):\n"
+        "        super().__init__(in_channels, classes, 3, stride=2, padding=1)\n"
     )
     monkeypatch.chdir(tmp_path)
     assert main(["my_networks:small", "--size", "9", "--channels", "1"]) == 0
     assert main(["my_networks:small", "--size", "8", "--channels", "1"]) == 1
+    assert main(["my_networks:Net", "--size", "9", "--channels", "1"]) == 0
     capsys.readouterr()
+    with pytest.raises(InputError, match=r"torch\.nn:Linear: .* missing 2 required"):
+        main(["torch.nn:Linear", "--size", "9"])
     with pytest.raises(InputError, match="my_networks has no 'large'"):
         main(["my_networks:large", "--size", "9"])
     with pytest.raises(InputError, match=r"gives int, no torch\.nn\.Module"):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import jpeg
 from PIL import Image
 
 from ien.data import open_dataset
 from ien.data.image_folder import plan
 from ien.data.writing import write_prepared
 from ien.errors import InputError
+from tests.data.inputs import jpeg
 
 Maker = Callable[..., Path]
 

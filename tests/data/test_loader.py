@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import numbered
 
 from ien.data import Batches, InOrder, fits
 from ien.data.loader import Batch
 from ien.data.prepared import Rows, Split
+from ien.data.turning import rotated
 from ien.errors import InputError
+from tests.data.inputs import numbered
 
 READERS = [{"resident": True}, {"resident": False}, {"resident": False, "workers": 2}]
 
@@ -72,6 +73,25 @@ def test_the_shares_make_up_the_global_batch(stored: Split, shares: int, reader:
         for r, (own_images, own_labels) in enumerate(shared):
             assert torch.equal(own_images, images[r::shares])
             assert torch.equal(own_labels, labels[r::shares])
+
+
+@pytest.mark.parametrize("reader", READERS[:2])
+def test_each_image_is_turned_by_an_angle_of_its_own_anew_in_each_epoch(stored: Split, reader: dict) -> None:
+    """By its definition; what is left of an epoch, and the shares, see the same; labels and order stay."""
+    still = Batches(stored, batch_size=8, seed=3, **reader)
+    whole = Batches(stored, batch_size=8, seed=3, random_rotation=True, **reader)
+    epochs = [list(whole.epoch(epoch)) for epoch in (0, 1)]
+    for epoch, batches in enumerate(epochs):
+        angles = np.random.default_rng([3, epoch, 1]).uniform(0, 2 * np.pi, (len(batches), 8)).astype(np.float32)
+        for (images, labels), (unmoved, same), angle in zip(batches, still.epoch(epoch), angles, strict=True):
+            assert torch.equal(labels, same)
+            expected = rotated((unmoved * 255).round().to(torch.uint8).numpy(), angle)
+            assert (images * 255 - torch.from_numpy(expected)).abs().max() < 0.51
+    assert equal(list(whole.epoch(1, start=2)), epochs[1][2:])
+    parts = [Batches(stored, batch_size=8, seed=3, share=r, shares=2, random_rotation=True, **reader) for r in (0, 1)]
+    for (images, _), *shared in zip(epochs[0], *(part.epoch(0) for part in parts), strict=True):
+        for r, (own, _) in enumerate(shared):
+            assert torch.equal(own, images[r::2])
 
 
 @pytest.mark.parametrize("side", [None, 9])
@@ -213,6 +233,7 @@ import sys
 import numpy as np
 from ien.data import Batches
 from ien.data.prepared import Rows, Split
+from ien.data.turning import rotated
 split = Split(Rows(np.zeros((4000, 1, 8, 8), np.uint8)), np.zeros(4000, np.int64))
 epoch = Batches(split, batch_size=2, seed=0, resident=False, workers=2).epoch(0)
 print(len(next(epoch)[1]), flush=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import numbered
 
 from ien.data import open_dataset
 from ien.data.prepared import Rows, hold_out, open_prepared
 from ien.data.writing import Plan, write_prepared
 from ien.errors import InputError
+from tests.data.inputs import numbered
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import idx_bytes
 
 from ien.data import open_dataset
 from ien.data.rot_mnist import plan
 from ien.data.writing import Plan, write_prepared
 from ien.errors import InputError
+from tests.data.inputs import idx_bytes
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, jpeg
 from PIL import Image
 
 from ien.data import open_dataset
@@ -14,6 +13,7 @@ from ien.data.rot_tim import plan
 from ien.data.turning import disc, draws, flipped, rotated
 from ien.data.writing import Plan, write_prepared
 from ien.errors import InputError
+from tests.data.inputs import COLOURS, jpeg
 
 Files = dict[str, bytes]
 Maker = Callable[..., Path]

@@ -237,8 +237,8 @@ def test_an_array_of_seeds_runs_side_by_side_and_skips_what_is_done(runs: Runs) 
         runs.until_event(name, "finished")
     numbers = {runs.job(name).partition("_")[0] for name in names}
     assert len(numbers) == 1  # one array
-    results = {json.loads((runs.path(name) / "summary.json").read_text())["accuracy"] for name in names}
-    assert len(results) > 1
+    losses = {json.loads((runs.path(name) / "summary.json").read_text())["class_loss"] for name in names}
+    assert len(losses) == 3  # a seed each; after one epoch they may well be right equally often
     (runs.path(names[1]) / "summary.json").unlink()
     again = runs.submit(*words).stdout
     assert "runs/many/seed_0 is finished" in again

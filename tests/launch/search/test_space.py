@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ien.config import Config, flat, load
-from ien.config_files import read as read_settings
+from ien.config.files import read as read_settings
 from ien.errors import InputError
 from launch.search.space import Point, Space, identity, overrides
 
@@ -323,7 +323,8 @@ def test_each_axis_is_told_in_a_line() -> None:
         ("batch_size: {quniform: [16, 20, 16]}", "write a high of 32, or another step"),
         ("max_lr: {quniform: [1, 2, 0]}", "max_lr: quniform: the step 0 does not lead to 2; write a larger one"),
         ("beta_weight: {uniform: [-1, 1]}", "beta_weight: -1 is not allowed; write a number ≥ 0"),
-        ("objective: {second_views: {uniform: [0.5, 2]}}", "second_views: 2 is not allowed; write a number > 0 and ≤"),
+        ("objective: {second_views: {uniform: [0.5, 2]}}", "second_views: 1.25 is not allowed; write a share > 0"),
+        ("objective: {second_views: {quniform: [0.5, 2, 0.5]}}", "second_views: 1.5 is not allowed; write a share"),
         ("cyc_size: {randint: [0, 5]}", "cyc_size: 0 is not allowed; write a whole number ≥ 1"),
         ("heterogeneous: {uniform: [0, 1]}", "heterogeneous: 0 is not allowed; write true or false or R8-4-2-1"),
         ("heterogeneous: {choice: [R8-4]}", "heterogeneous: 'R8-4' is not allowed; write true or false or R8-4-2-1"),
