@@ -69,6 +69,8 @@ class Engine:
         device = self.processes.device
         if self.channels_last:
             self.tapped.to(memory_format=torch.channels_last)
+        if self.compile:  # shapes that an earlier run of this process had (a trial's) are none that vary
+            torch.compiler.reset()
         # Training alone: shapes are fixed there, and a pass in eval mode is not worth compiling for.
         module = cast(nn.Module, torch.compile(self.tapped)) if self.compile else self.tapped
         self.network = self.processes.wrap(module, self.sync_batchnorm)
