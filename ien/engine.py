@@ -96,6 +96,7 @@ class Engine:
         self.network.train()
         optim.set_lr(self.optimizer, self.lr(step))
         beta, plan = self.beta(step), self._plan(step)
+        self.tapped.differentiable = bool(beta)
         self._step.fill_(step)
         if self.graphs:
             self._beta.fill_(beta)

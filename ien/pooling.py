@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ PRESETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "R8-4-2": ((8, 2, 1), (8, 4, 2)),
     "R4-2-1": ((8, 2, 1), (4, 2, 1)),
 }
+
+
+MOST_PLACES = 256  # in a byte
 
 
 class ChannelMaxPool(nn.Module):
@@ -83,16 +87,68 @@ class ChannelMaxPool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         shares = maps.split(self.shares(maps.shape[1]), dim=1)
-        # `max` and not `amax`: the gradient goes to one channel, by its index. That of `amax` compares the maps with
-        # their maximum, and where torch.compile recomputes them, rounding can leave no channel equal to it: 0/0.
         pooled = [
-            share.unflatten(1, (-1, size)).max(dim=2).values if size > 1 else share
+            _maximum(share.unflatten(1, (-1, size))) if size > 1 else share
             for share, size in zip(shares, self.sizes, strict=True)
         ]
         return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, ratio={self.ratio}"
+
+
+def _maximum(groups: Tensor) -> Tensor:
+    """(B, C', k, ...) → (B, C', ...)"""
+    if not (torch.is_grad_enabled() and groups.requires_grad):
+        return groups.amax(dim=2)
+    if torch.compiler.is_compiling() or groups.shape[2] > MOST_PLACES:
+        # `max` and not `amax`: the gradient goes to one channel, by its place. That of `amax` compares the maps with
+        # their maximum, and where torch.compile recomputes them, rounding can leave no channel equal to it: 0/0.
+        return groups.max(dim=2).values
+    pooled: Tensor
+    pooled, _ = _Maximum.apply(groups)
+    return pooled
+
+
+class _Maximum(torch.autograd.Function):
+    """`groups.max(dim=2)` and its gradient, to the bit, but that the places are kept as bytes: torch keeps 8 each."""
+
+    @staticmethod
+    def forward(groups: Tensor) -> tuple[Tensor, Tensor]:
+        if groups.device.type == "cpu":  # there, to look for the maximum and its place at once takes thrice the time
+            maximum = groups.amax(dim=2)
+            return maximum, _first_place(groups, maximum)
+        maximum, places = groups.max(dim=2)
+        return maximum, places.to(torch.uint8)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        (groups,), (_, places) = inputs, output
+        ctx.mark_non_differentiable(places)
+        ctx.save_for_backward(places)
+        ctx.save_for_forward(places)
+        ctx.shape = groups.shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _places: Tensor) -> Tensor:
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).scatter_(2, places.long().unsqueeze(2), gradient.unsqueeze(2))
+
+    @staticmethod
+    def jvp(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return slope.gather(2, places.long().unsqueeze(2)).squeeze(2), None
+
+
+def _first_place(groups: Tensor, maximum: Tensor) -> Tensor:
+    """Where each maximum stands first, (B, C', ...): so many channels of its group in a row are below it."""
+    first, *others = groups.unbind(dim=2)[:-1]
+    below = torch.ne(first, maximum).view(torch.uint8)
+    places = below.clone()
+    for channel in others:
+        below &= torch.ne(channel, maximum).view(torch.uint8)
+        places += below
+    return places
 
 
 def group_size(rotations: int, reflection: bool, scales: int = 0) -> int:

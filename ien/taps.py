@@ -29,7 +29,8 @@ class Tapped(nn.Module):
 
     The network is not rewritten: its outputs are read by hooks, its `state_dict` stays its own
     (`tapped.model.state_dict()`), and `close()`, or the end of a `with`, takes the hooks off again. A copy (`deepcopy`,
-    `pickle`) has its own maps. Raises `InputError` for layers that the network does not have; in the first forward for
+    `pickle`) has its own maps. Where they are measured alone (beta is 0), `differentiable = False` keeps no graph of
+    them, and saves its memory. Raises `InputError` for layers that the network does not have; in the first forward for
     those that give no square feature map, cannot be pooled, or run never or twice.
     """
 
@@ -44,6 +45,7 @@ class Tapped(nn.Module):
         _refuse_no_list(layers)
         self.model, self.pool, self.layers, self.as_map = model, ChannelMaxPool.of(pool), tuple(layers), as_map
         self._maps: dict[str, Tensor] | None = None  # while a forward runs
+        self.differentiable = True  # False: the maps are measured alone, and no graph of theirs is kept
         self._learns = False
         self._hooks: list[RemovableHandle] = []
         self.attach()
@@ -93,11 +95,11 @@ class Tapped(nn.Module):
                 "or tap a layer that learns"
             )
         with _untold():
-            self._maps[name] = self._pooled(name, output)
+            maps = _feature_map(name, output if self.as_map is None else self.as_map(output))
+            self._maps[name] = self._pooled(name, maps if self.differentiable else maps.detach())
 
-    def _pooled(self, name: str, output: Any) -> Tensor:
+    def _pooled(self, name: str, maps: Tensor) -> Tensor:
         # At once: a later in-place activation must not reach what is compared.
-        maps = _feature_map(name, output if self.as_map is None else self.as_map(output))
         try:
             pooled: Tensor = self.pool(maps)
         except InputError as error:

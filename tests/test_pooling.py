@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 
 from ien.errors import InputError
 from ien.pooling import PRESETS, ChannelMaxPool, group_size
@@ -38,6 +41,60 @@ def test_blind_to_permutations_inside_a_filter_group_and_to_no_other(name: str) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_dtype_stays(dtype: torch.dtype) -> None:
     assert ChannelMaxPool.from_name("R8-4-2-1")(torch.rand(1, 43, 2, 2).to(dtype)).dtype == dtype
+
+
+def with_ties(dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Maps after a ReLU, as it were: in many pixels all channels of a filter group are 0."""
+    return torch.randn(3, 44, 5, 5).sub(1).relu().to(dtype).to(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [2, 4, 11])
+def test_it_and_its_gradient_are_those_of_torch(size: int, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """To the bit, and where channels are equal the first one has the gradient."""
+    maps = with_ties(dtype, layout).requires_grad_()
+    pooled, expected = ChannelMaxPool([size])(maps), maps.unflatten(1, (-1, size)).max(dim=2).values
+    assert torch.equal(pooled, expected)
+    with torch.no_grad():
+        assert torch.equal(ChannelMaxPool([size])(maps), expected)
+    pull = torch.randn_like(expected)
+    found, right = (torch.autograd.grad(one, maps, pull)[0] for one in (pooled, expected))
+    assert torch.equal(found, right)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    maps = with_ties().requires_grad_()
+    with torch.no_grad():
+        maps[0, 1, 2, 3] = float("nan")
+    pooled = ChannelMaxPool([4])(maps)
+    assert torch.equal(pooled.isnan(), maps.unflatten(1, (-1, 4)).isnan().any(dim=2))
+    pooled.sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.sum() == pooled.numel()
+
+
+def test_a_place_is_kept_in_a_byte_while_it_fits() -> None:
+    for size, dtype in ((256, torch.uint8), (257, torch.int64)):
+        maps, kept = torch.randn(1, 2 * size, 2, 2, requires_grad=True), list[Tensor]()
+        with saved_tensors_hooks(lambda saved, kept=kept: kept.append(saved) or saved, lambda saved: saved):
+            ChannelMaxPool([size])(maps).square().sum().backward()
+        assert [saved.dtype for saved in kept if not saved.is_floating_point()] == [dtype]
+        assert maps.grad is not None
+        assert maps.grad.count_nonzero() == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own, the first time that it differentiates forwards
+def test_it_can_be_differentiated_twice_and_forwards() -> None:
+    pool, maps = ChannelMaxPool([4]), torch.randn(1, 8, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pool, maps, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(pool, maps)
+    with torch.no_grad(), forward_ad.dual_level():
+        slope = torch.randn_like(maps)
+        found = forward_ad.unpack_dual(pool(forward_ad.make_dual(maps, slope))).tangent
+        places = maps.unflatten(1, (-1, 4)).argmax(dim=2, keepdim=True)
+        assert found is not None
+        assert torch.equal(found, slope.unflatten(1, (-1, 4)).gather(2, places).squeeze(2))
 
 
 @pytest.mark.parametrize(("name", "multiple", "width"), [("R8-4-2-1", 43, 8), ("R8-4-2", 22, 4), ("R4-2-1", 11, 4)])

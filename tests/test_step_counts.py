@@ -25,18 +25,19 @@ LOOKS = (
 )  # fmt: skip
 WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique", "_unique2")
 GATHERS = ("index", "gather", "index_select", "take", "masked_select", "randperm", "randint", "rand")
-# settings → how many operators a step of BasicCNN may call at most
+# settings → how many operators a step of BasicCNN may call at most; on a CPU a filter group of k channels takes 3k to
+# pool, which are small and together faster than torch's one
 LIMITS: dict[str, tuple[tuple[str, ...], int]] = {
-    "R4": ((), 274),
-    "D4": (("reflection=true",), 365),
-    "R8": (("mode=R8",), 379),
-    "augmented": (("beta_weight=0",), 182),
-    "plain": (("beta_weight=0", "objective.augment=none"), 115),
-    "tied": (("beta_weight=0", "objective.augment=none", "symmetry.tied=true"), 196),
+    "R4": ((), 351),
+    "D4": (("reflection=true",), 526),
+    "R8": (("mode=R8",), 540),
+    "augmented": (("beta_weight=0",), 193),
+    "plain": (("beta_weight=0", "objective.augment=none"), 126),
+    "tied": (("beta_weight=0", "objective.augment=none", "symmetry.tied=true"), 207),
 }
 # settings → all bytes that a step asks for, at most, of those of a bare loop of cross-entropy on as many images
-MOST_BYTES = {"R4": 1.34, "D4": 1.25, "R8": 1.27, "augmented": 1.11, "plain": 1.08, "tied": 1.13}
-MOST_AT_A_TIME = 1.24  # the 64-bit places of the channels' maxima are kept for their gradient
+MOST_BYTES = {"R4": 1.37, "D4": 1.28, "R8": 1.30, "augmented": 1.08, "plain": 1.05, "tied": 1.10}
+MOST_AT_A_TIME = 1.12  # 1.10 for the same step seen again: what is freed late differs
 
 
 class Counting(TorchDispatchMode):

@@ -108,6 +108,19 @@ def test_autocast_gives_a_loss_in_full_precision_and_gradients(network: Branched
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_maps_that_are_measured_alone_keep_no_graph(network: Branched) -> None:
+    tapped, images = Tapped(network.eval(), LAYERS, 4), torch.rand(2, 1, 9, 9)
+    logits, maps = tapped(images)
+    tapped.differentiable = False
+    again, measured = tapped(images)
+    assert again.requires_grad
+    assert torch.equal(again, logits)
+    for name in LAYERS:
+        assert maps[name].requires_grad
+        assert not measured[name].requires_grad
+        assert torch.equal(measured[name], maps[name])
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda tapped: pickle.loads(pickle.dumps(tapped))])
 def test_a_copy_keeps_its_own_maps(network: Branched, copied: Callable[[Tapped], Tapped]) -> None:
     tapped, images = Tapped(network.eval(), LAYERS, 4), torch.rand(2, 1, 9, 9)
