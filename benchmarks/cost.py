@@ -11,7 +11,6 @@ from benchmarks import per_image, training
 from benchmarks.memory import peak_mib
 from benchmarks.published import HOME, PublishedLoop
 from benchmarks.timing import Content, Effort, Measure, Side, interleaved, ratios, spread
-from benchmarks.training import PLAIN
 from ien import build
 from ien.engine import AUTOCAST
 from ien.errors import InputError
@@ -41,14 +40,15 @@ def against_classification(
 
 
 def against_plain(*words: str) -> Measure:
-    """A step with these settings against the plain network's, on the same images."""
+    """A step with these settings against the plain network's in a bare loop, on the same images."""
 
     def measure(device: torch.device, effort: Effort, tiny: bool) -> Content:
         size = 8 if tiny else 64 if device.type == "cuda" else 32
-        common = ("model=BasicCNN", "mode=R4", f"batch_size={size}", *(("network.width=4",) if tiny else ()))
+        narrow = ("network.width=4",) if tiny else ()
+        common = ("model=BasicCNN", "mode=R4", f"batch_size={size}", *narrow, "run.cuda_graphs=false")
         sides = {
             "this objective": lambda: training.step(device, *common, *words),
-            "the plain network": lambda: training.step(device, *common, *PLAIN),
+            "the plain network, in a bare loop": lambda: training.bare_step(device, *common),
         }
         told, ratio = _sides(sides, device, effort)
         return {"images": size, "settings": (*common, *words), "sides": told, "ratio": ratio}
