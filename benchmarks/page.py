@@ -59,7 +59,7 @@ def _line(name: str, device: str, row: Content | None) -> str:
     if "extra_s" in row:
         return f"| {name} | {device} | {sides} | {_ratio(row['extra_s'])} s more | |"
     ratio = "; ".join(_ratio(one["time"]) for one in row["ratio"].values())
-    memory = "; ".join(f"{one['memory']:g}" for one in row["ratio"].values() if one["memory"]) or "not measured"
+    memory = "; ".join(f"{one['memory']:.2f}" for one in row["ratio"].values() if one["memory"]) or "not measured"
     return f"| {name}{_size(row)} | {device} | {sides} | {ratio} | {memory} |"
 
 
@@ -68,11 +68,11 @@ def _size(row: Content) -> str:
 
 
 def _ms(ms: Content) -> str:
-    return f"{ms['median']:.3g} ms"
+    return f"{ms['median']:,.0f} ms" if ms["median"] >= 100 else f"{ms['median']:.3g} ms"
 
 
 def _ratio(ratio: Content) -> str:
-    return f"**{ratio['median']:.3g}** ({ratio['low']:.3g} … {ratio['high']:.3g})"
+    return f"**{ratio['median']:.2f}** ({ratio['low']:.2f} … {ratio['high']:.2f})"
 
 
 def _made(rows: Sequence[Content]) -> str:
