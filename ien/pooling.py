@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ien.errors import InputError
 
@@ -98,13 +99,14 @@ class ChannelMaxPool(nn.Module):
 
 
 def _maximum(groups: Tensor) -> Tensor:
-    """(B, C', k, ...) → (B, C', ...)"""
+    """(B, C', k, ...) → (B, C', ...); where channels are equal the first one has the gradient, and gives the slope."""
+    # `max` and not `amax` where it is differentiated: the gradient goes to one channel, by its place. `amax` has it go
+    # to all that equal the maximum, and where torch.compile recomputes the maps, rounding can leave none: 0/0.
+    compiled = torch.compiler.is_compiling()
+    if compiled or forward_ad.unpack_dual(groups).tangent is not None or groups.shape[2] > MOST_PLACES:
+        return groups.max(dim=2).values
     if not (torch.is_grad_enabled() and groups.requires_grad):
         return groups.amax(dim=2)
-    if torch.compiler.is_compiling() or groups.shape[2] > MOST_PLACES:
-        # `max` and not `amax`: the gradient goes to one channel, by its place. That of `amax` compares the maps with
-        # their maximum, and where torch.compile recomputes them, rounding can leave no channel equal to it: 0/0.
-        return groups.max(dim=2).values
     pooled: Tensor
     pooled, _ = _Maximum.apply(groups)
     return pooled
@@ -115,7 +117,7 @@ class _Maximum(torch.autograd.Function):
 
     @staticmethod
     def forward(groups: Tensor) -> tuple[Tensor, Tensor]:
-        if groups.device.type == "cpu":  # there, to look for the maximum and its place at once takes thrice the time
+        if groups.device.type == "cpu":  # there, to look for the maximum and its place at once takes twice the time
             maximum = groups.amax(dim=2)
             return maximum, _first_place(groups, maximum)
         maximum, places = groups.max(dim=2)
@@ -126,18 +128,12 @@ class _Maximum(torch.autograd.Function):
         (groups,), (_, places) = inputs, output
         ctx.mark_non_differentiable(places)
         ctx.save_for_backward(places)
-        ctx.save_for_forward(places)
         ctx.shape = groups.shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _places: Tensor) -> Tensor:
         (places,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.shape).scatter_(2, places.long().unsqueeze(2), gradient.unsqueeze(2))
-
-    @staticmethod
-    def jvp(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return slope.gather(2, places.long().unsqueeze(2)).squeeze(2), None
 
 
 def _first_place(groups: Tensor, maximum: Tensor) -> Tensor:
