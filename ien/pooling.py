@@ -115,6 +115,8 @@ def _maximum(groups: Tensor) -> Tensor:
 class _Maximum(torch.autograd.Function):
     """`groups.max(dim=2)` and its gradient, to the bit, but that the places are kept as bytes: torch keeps 8 each."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(groups: Tensor) -> tuple[Tensor, Tensor]:
         if groups.device.type == "cpu":  # there, to look for the maximum and its place at once takes twice the time

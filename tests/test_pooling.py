@@ -98,6 +98,17 @@ def test_it_can_be_differentiated_twice_and_forwards() -> None:
         assert torch.equal(found, slope.unflatten(1, (-1, 4)).gather(2, places).squeeze(2))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own: its scatter_ is not batched
+def test_the_gradients_of_many_images_are_had_at_once() -> None:
+    pool, maps = ChannelMaxPool([4]), with_ties()
+
+    def loss(one: Tensor) -> Tensor:
+        return pool(one[None]).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(maps)
+    assert torch.equal(found, torch.stack([torch.func.grad(loss)(one) for one in maps]))
+
+
 @pytest.mark.parametrize(("name", "multiple", "width"), [("R8-4-2-1", 43, 8), ("R8-4-2", 22, 4), ("R4-2-1", 11, 4)])
 def test_least_channels(name: str, multiple: int, width: int) -> None:
     pool = ChannelMaxPool.from_name(name)
